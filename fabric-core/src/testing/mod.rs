@@ -1,0 +1,1 @@
+//! Packet makers and the naive reference model.

@@ -1,0 +1,1 @@
+//! Configuration of the daemon: one TOML file, unknown keys refused, defaults named here.

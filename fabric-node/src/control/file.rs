@@ -1,0 +1,1 @@
+//! State source `file`: a directory of TOML files, watched.

@@ -1,0 +1,7 @@
+//! From sources of truth to the snapshot in force.
+//!
+//! `Source -> DesiredState (complete, not a delta) -> reconcile (pure) -> SnapshotBuilder -> publish`.
+
+pub mod desired;
+pub mod file;
+pub mod reconcile;

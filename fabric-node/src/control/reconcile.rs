@@ -1,0 +1,1 @@
+//! Pure: desired state and live attachments in, snapshot inputs out.

@@ -1,0 +1,7 @@
+//! The only unsafe code: devices, namespaces, netlink, raw sockets. Owned descriptors in and out.
+#![allow(unsafe_code)]
+
+pub mod capture;
+pub mod netlink;
+pub mod netns;
+pub mod tun;

@@ -1,0 +1,204 @@
+//! The admin API: HTTP/1.1 with JSON on a unix socket; each document carries `apiVersion` and `kind`.
+//!
+//! `GET /v1/status`, `/v1/peers`, `/v1/pods`, `/v1/routes`, `/v1/drops`; `/healthz`, `/readyz`.
+
+use serde::{Deserialize, Serialize};
+
+/// `apiVersion` of all documents here.
+pub const API_VERSION: &str = "fabric/v1";
+
+/// Envelope of every answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Document<T> {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// `Status`, `PeerList`, `PodList`, `RouteList`, `DropList`.
+    pub kind: String,
+    /// The content.
+    #[serde(flatten)]
+    pub content: T,
+}
+
+/// `kind: Status`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// This node's id.
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// `Ready` or `Degraded`.
+    pub state: String,
+    /// Why it is degraded; empty when ready.
+    pub reasons: Vec<String>,
+    /// Generation of the snapshot in force.
+    pub generation: u64,
+    /// Data-plane workers.
+    pub workers: u32,
+    /// Peers connected.
+    pub peers_connected: u32,
+    /// Peers known.
+    pub peers_total: u32,
+    /// Pods attached.
+    pub pods: u32,
+    /// Device of the host side and its offloads.
+    pub host_device: Device,
+    /// The packet account, summed over all workers.
+    pub packets: PacketAccount,
+}
+
+/// A TUN device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    /// Interface name.
+    pub name: String,
+    /// Addresses on it.
+    pub addresses: Vec<String>,
+    /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso4`, `uso6`.
+    pub offloads: Vec<String>,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Packets; a super-packet counts once.
+    pub packets: u64,
+    /// Bytes of IP packets.
+    pub bytes: u64,
+}
+
+/// received == delivered + answered + dropped + queued, exactly.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PacketAccount {
+    /// Read from pods.
+    pub received_pods: Tally,
+    /// Read from the host.
+    pub received_host: Tally,
+    /// Received from peers.
+    pub received_peers: Tally,
+    /// Written to pods.
+    pub delivered_pods: Tally,
+    /// Written to the host.
+    pub delivered_host: Tally,
+    /// Handed to peer connections.
+    pub delivered_peers: Tally,
+    /// Answered with an ICMP error.
+    pub answered: u64,
+    /// Waiting in a queue towards a peer.
+    pub queued: u64,
+    /// Dropped, all reasons.
+    pub dropped: u64,
+    /// Whether the equation holds.
+    pub conserved: bool,
+}
+
+/// `kind: PeerList`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerList {
+    /// One entry per peer node, by name.
+    pub items: Vec<Peer>,
+}
+
+/// One peer node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Node id.
+    pub name: String,
+    /// `Connected`, `Connecting`, `Waiting` (the other side dials).
+    pub state: String,
+    /// Underlay address in use, or the first configured.
+    pub address: String,
+    /// Pod ranges it owns.
+    pub pod_cidrs: Vec<String>,
+    /// Live connections.
+    pub connections: u32,
+    /// Smoothed round-trip time in microseconds, of the first connection.
+    pub rtt_us: u64,
+    /// Path MTU found by QUIC (bytes of UDP payload).
+    pub path_mtu: u32,
+    /// Underlay packets lost, as QUIC counts them.
+    pub lost_packets: u64,
+    /// Seconds since the state last changed.
+    pub since_seconds: u64,
+    /// The last reason a connection was refused or lost; empty if none.
+    pub last_error: String,
+}
+
+/// `kind: PodList`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodList {
+    /// One entry per attachment.
+    pub items: Vec<Pod>,
+}
+
+/// One attachment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    /// Kubernetes namespace, or empty.
+    pub namespace: String,
+    /// Kubernetes pod name, or empty.
+    pub name: String,
+    /// Container id.
+    pub container_id: String,
+    /// Interface name.
+    pub ifname: String,
+    /// Network namespace path.
+    pub netns: String,
+    /// Addresses, IPv4 first.
+    pub addresses: Vec<String>,
+    /// `Ready`, or `Detached` when the device or the namespace is gone.
+    pub state: String,
+    /// Offloads in use.
+    pub offloads: Vec<String>,
+    /// Seconds since it was attached.
+    pub age_seconds: u64,
+}
+
+/// `kind: RouteList`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteList {
+    /// All routes.
+    pub items: Vec<Route>,
+}
+
+/// One route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Destination prefix.
+    pub prefix: String,
+    /// `pod`, `host`, `peer` or `unassigned`.
+    pub kind: String,
+    /// Pod or peer name; empty otherwise.
+    pub target: String,
+}
+
+/// `kind: DropList`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropList {
+    /// Every reason, also those at zero.
+    pub items: Vec<DropCount>,
+}
+
+/// One drop reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropCount {
+    /// UPPER_SNAKE name.
+    pub reason: String,
+    /// Packets dropped for it.
+    pub packets: u64,
+}

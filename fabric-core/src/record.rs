@@ -56,7 +56,11 @@ impl StreamHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; STREAM_HEADER_LEN] {
         let [l0, l1, l2, l3] = self.packet_len.to_be_bytes();
-        let [s0, s1] = self.offload.gso.map_or(0, |gso| gso.size.get()).to_be_bytes();
+        let [s0, s1] = self
+            .offload
+            .gso
+            .map_or(0, |gso| gso.size.get())
+            .to_be_bytes();
         [l0, l1, l2, l3, flags(self.offload), 0, s0, s1]
     }
 

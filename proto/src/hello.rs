@@ -20,6 +20,10 @@ pub struct Hello {
     /// Changes with every start of the daemon.
     #[prost(uint64, tag = "3")]
     pub boot_id: u64,
+    /// Which of the connections between the two nodes this is: it joins the dialler's worker
+    /// `connection % workers` to the other side's worker by the same rule.
+    #[prost(uint32, tag = "5")]
+    pub connection: u32,
     /// Version of the software, for people.
     #[prost(string, tag = "4")]
     pub software: String,

@@ -30,7 +30,9 @@ pub struct TunOffloads {
 #[derive(Debug, Error)]
 pub enum TunError {
     /// `/dev/net/tun` is missing or not permitted.
-    #[error("cannot open TUN device {name}: {source}; check that /dev/net/tun exists and is accessible and that CAP_NET_ADMIN is held")]
+    #[error(
+        "cannot open TUN device {name}: {source}; check that /dev/net/tun exists and is accessible and that CAP_NET_ADMIN is held"
+    )]
     Open {
         /// Interface name asked for.
         name: String,
@@ -56,7 +58,10 @@ impl Tun {
     /// [`TunError`].
     pub fn open(name: &str, wanted: TunOffloads) -> Result<Self, TunError> {
         let _ = wanted;
-        Err(TunError::Open { name: name.to_owned(), source: io::ErrorKind::Unsupported.into() })
+        Err(TunError::Open {
+            name: name.to_owned(),
+            source: io::ErrorKind::Unsupported.into(),
+        })
     }
 
     /// Interface name.

@@ -1,0 +1,100 @@
+//! Buffers for one 64 KiB read, used again once everything cut from them is gone.
+//!
+//! Comes in: a request for a buffer, later a length that was filled. Goes out: exactly those bytes as
+//! [`BytesMut`]. Memory is bounded: what is not handed back in time is left to the allocator.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+
+/// Bytes in a buffer: a record header and the largest packet, rounded up.
+pub const BUFFER_BYTES: usize = 66 * 1024;
+/// Filled lengths up to this are copied out, so that a ping does not hold 66 KiB (bytes).
+const COPY_BYTES_MAX: usize = 2 * 1024;
+/// Size of the areas that small packets are copied into (bytes).
+const SMALL_AREA_BYTES: usize = 64 * 1024;
+/// Buffers remembered while parts of them are in use. 64 x 66 KiB = 4.1 MiB per worker; beyond it
+/// the oldest is forgotten and freed when its last part is.
+const RETIRED_MAX: usize = 64;
+
+/// A worker's own pool; not shared between threads.
+#[derive(Debug, Default)]
+pub struct BufferPool {
+    retired: VecDeque<BytesMut>,
+    small: BytesMut,
+}
+
+impl BufferPool {
+    /// A buffer of [`BUFFER_BYTES`], all readable and writable.
+    pub fn take(&mut self) -> BytesMut {
+        // The oldest is the likeliest to be free; one look keeps this constant in time.
+        if let Some(mut buffer) = self.retired.pop_front() {
+            if buffer.try_reclaim(BUFFER_BYTES) {
+                buffer.resize(BUFFER_BYTES, 0);
+                return buffer;
+            }
+            self.retired.push_back(buffer);
+        }
+        BytesMut::zeroed(BUFFER_BYTES)
+    }
+
+    /// The first `len` bytes of `buffer`, which is left as a full buffer again.
+    pub fn carve(&mut self, buffer: &mut BytesMut, len: usize) -> BytesMut {
+        let len = len.min(buffer.len());
+        if len <= COPY_BYTES_MAX {
+            return self.copy(&buffer[..len]);
+        }
+        let mut tail = std::mem::replace(buffer, self.take());
+        let filled = tail.split_to(len);
+        tail.clear();
+        self.retired.push_back(tail);
+        if self.retired.len() > RETIRED_MAX {
+            self.retired.pop_front();
+        }
+        filled
+    }
+
+    /// A copy of `bytes` in a shared area.
+    pub fn copy(&mut self, bytes: &[u8]) -> BytesMut {
+        if self.small.capacity() < bytes.len() && !self.small.try_reclaim(SMALL_AREA_BYTES) {
+            self.small = BytesMut::with_capacity(SMALL_AREA_BYTES.max(bytes.len()));
+        }
+        self.small.extend_from_slice(bytes);
+        self.small.split()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A buffer whose parts are gone is used again; one whose parts live is left alone.
+    #[test]
+    fn reuses_only_what_is_free() {
+        let mut pool = BufferPool::default();
+        let mut buffer = pool.take();
+        let first = buffer.as_ptr();
+        buffer[..5000].fill(7);
+        let filled = pool.carve(&mut buffer, 5000);
+        assert!(filled.iter().all(|b| *b == 7));
+        let other = pool.take();
+        assert_ne!(other.as_ptr(), first);
+        assert!(filled.iter().all(|b| *b == 7));
+        drop(filled);
+        assert_eq!(pool.take().as_ptr(), first);
+        assert_eq!(buffer.len(), BUFFER_BYTES);
+    }
+
+    /// Small packets are copied and leave the buffer where it is.
+    #[test]
+    fn copies_small_packets() {
+        let mut pool = BufferPool::default();
+        let mut buffer = pool.take();
+        let at = buffer.as_ptr();
+        buffer[..100].fill(9);
+        let packet = pool.carve(&mut buffer, 100);
+        buffer[..100].fill(1);
+        assert_eq!(&packet[..], &[9; 100]);
+        assert_eq!(buffer.as_ptr(), at);
+    }
+}

@@ -1,0 +1,101 @@
+//! When to dial a peer, and which of its addresses. Pure: the time is an argument.
+
+use std::time::{Duration, Instant};
+
+/// First wait after a failure; doubles up to the configured maximum.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// An attempt that has not authenticated by then is given up, so that a fresh one with fresh timers
+/// follows: QUIC's own retransmissions back off beyond the time in which traffic must resume.
+pub const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+
+/// The dialling state of one connection slot of one peer.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    failures: u32,
+    due: Instant,
+    backoff_max: Duration,
+}
+
+impl Dialer {
+    /// Due at once.
+    #[must_use]
+    pub fn new(now: Instant, backoff_max: Duration) -> Self {
+        Self {
+            failures: 0,
+            due: now,
+            backoff_max,
+        }
+    }
+
+    /// When the next attempt may begin.
+    #[must_use]
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Which of `count` addresses the next attempt takes.
+    #[must_use]
+    pub fn address_index(&self, count: usize) -> usize {
+        (self.failures as usize).checked_rem(count).unwrap_or(0)
+    }
+
+    /// An attempt or a connection ended. `spread` (any number) moves the next attempt by up to a
+    /// quarter, so that many nodes do not dial in step.
+    pub fn failed(&mut self, now: Instant, spread: u64) {
+        let exponent = self.failures.min(16);
+        self.failures = self.failures.saturating_add(1);
+        let base = BACKOFF_FIRST
+            .saturating_mul(1 << exponent)
+            .min(self.backoff_max);
+        let quarter = (base.as_millis() as u64 / 4).max(1);
+        self.due = now + base - Duration::from_millis(spread % quarter);
+    }
+
+    /// A connection authenticated.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The wait doubles, stays bounded, and starts again after a success.
+    #[test]
+    fn backs_off_within_bounds() {
+        let now = Instant::now();
+        let max = Duration::from_secs(1);
+        let mut dialer = Dialer::new(now, max);
+        assert_eq!(dialer.due(), now);
+        let mut waits = Vec::new();
+        for spread in 0..40 {
+            dialer.failed(now, spread * 7919);
+            waits.push(dialer.due() - now);
+        }
+        assert!(waits[0] <= BACKOFF_FIRST && waits[0] >= BACKOFF_FIRST * 3 / 4);
+        assert!(
+            waits
+                .iter()
+                .all(|w| *w <= max && *w >= BACKOFF_FIRST * 3 / 4)
+        );
+        assert!(waits[10..].iter().all(|w| *w >= max * 3 / 4));
+        dialer.succeeded();
+        dialer.failed(now, 0);
+        assert!(dialer.due() - now <= BACKOFF_FIRST);
+    }
+
+    /// Failures walk through all addresses of the peer.
+    #[test]
+    fn rotates_addresses() {
+        let now = Instant::now();
+        let mut dialer = Dialer::new(now, Duration::from_secs(1));
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(dialer.address_index(3));
+            dialer.failed(now, 0);
+        }
+        assert_eq!(seen, [0, 1, 2]);
+        assert_eq!(dialer.address_index(0), 0);
+    }
+}

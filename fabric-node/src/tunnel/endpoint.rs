@@ -1,0 +1,477 @@
+//! All connections of one worker: dials, accepts, authenticates, reconnects.
+//!
+//! Comes in: UDP datagrams, the set of peers, the time. Goes out: [`QuicLink`]s that carry records,
+//! UDP datagrams. A connection carries packets only once the other side's certificate names a node
+//! of the fabric; from then on it is known by that node's [`PeerId`]. What happens to one connection
+//! from its handshake to its end is in [`lifecycle`].
+
+mod lifecycle;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::BytesMut;
+use fabric_core::{counters::Tally, ids::PeerId};
+use quinn_proto::{
+    ConnectionEvent, ConnectionHandle, DatagramEvent, Incoming, ServerConfig, Transmit,
+    crypto::rustls::QuicServerConfig,
+};
+use quinn_udp::RecvMeta;
+
+use self::lifecycle::{payload_max, payload_max_for};
+use super::{
+    buffers::BufferPool,
+    dialer::ATTEMPT_MAX,
+    link::{PeerLink, Received},
+    membership::{Peer, PeerEntry},
+    quic::{QuicLink, close},
+    report::{LinkReport, PeerReport, PeerState, Throttle},
+    secrets::Secrets,
+    socket::{UnderlaySocket, ecn_of},
+    transport::{INCOMING_MAX, TunnelSettings, endpoint_config, transport_config},
+};
+use crate::{control::desired::NodeId, pki::identity::NodeIdentity};
+
+/// Payloads handed to the kernel in one send; 44 of 1452 bytes fill 64 KiB.
+const SEGMENTS_MAX: usize = 44;
+/// Bytes of one send: the largest UDP payload, less some room for headers.
+const SEND_BYTES_MAX: usize = 65_000;
+/// Receive calls per turn and socket, so that sending gets its turn.
+const RECEIVE_CALLS_MAX: usize = 4;
+/// Sends per turn and connection, so that receiving gets its turn. 32 x 64 KiB = 2 MiB.
+const SENDS_MAX: usize = 32;
+/// Handshakes in progress beyond which a new one must prove its address first (RFC 9000 8.1.2).
+const HANDSHAKES_MAX: usize = 64;
+
+/// Who this endpoint is.
+#[derive(Clone)]
+pub struct EndpointContext {
+    /// This node.
+    pub node: NodeId,
+    /// Its certificate and key.
+    pub identity: Arc<NodeIdentity>,
+    /// Index of this worker.
+    pub worker: u32,
+    /// Workers of this node.
+    pub workers: u32,
+    /// Changes with every start.
+    pub boot_id: u64,
+    /// Largest IP packet that the underlay interface takes (bytes).
+    pub underlay_mtu: u16,
+    /// Settings.
+    pub settings: TunnelSettings,
+    /// Keys that outlive the daemon.
+    pub secrets: Secrets,
+}
+
+/// What became of packets in front of connections.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accounts {
+    /// Taken by the engine.
+    pub handed: Tally,
+    /// Lost because their connection ended while they waited.
+    pub lost: u64,
+    /// Records from peers that did not decode.
+    pub bad_records: u64,
+}
+
+/// The connections of one worker.
+pub struct Endpoint {
+    context: EndpointContext,
+    engine: quinn_proto::Endpoint,
+    server_configs: [Arc<ServerConfig>; 2],
+    sockets: Vec<UnderlaySocket>,
+    pool: BufferPool,
+    links: Vec<Option<Box<Slot>>>,
+    peers: BTreeMap<PeerId, PeerEntry>,
+    dirty: Vec<usize>,
+    scratch: Vec<u8>,
+    handed: Tally,
+    lost: u64,
+    bad_records: u64,
+    workers_learned: bool,
+    strangers: Throttle,
+    refusals: Throttle,
+    responses: Vec<(Transmit, Vec<u8>)>,
+}
+
+struct Slot {
+    link: QuicLink,
+    handle: ConnectionHandle,
+    peer: Option<PeerId>,
+    /// Number of the connection between the two nodes; known from the start to the dialler, from
+    /// the hello to the other side.
+    connection: Option<u32>,
+    dialled: bool,
+    boot_id: Option<u64>,
+    stage: Stage,
+    since: Instant,
+    dirty: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Handshaking,
+    Live,
+    Closing,
+}
+
+impl Endpoint {
+    /// Binds the underlay addresses and is ready for peers.
+    ///
+    /// # Errors
+    ///
+    /// A socket cannot be bound, or the identity does not suit QUIC.
+    pub fn bind(context: EndpointContext, locals: &[SocketAddr]) -> anyhow::Result<Self> {
+        use anyhow::Context as _;
+        let mut pool = BufferPool::default();
+        let mut sockets = Vec::new();
+        for local in locals {
+            sockets.push(UnderlaySocket::bind(*local, &mut pool).with_context(|| {
+                format!("cannot bind the underlay address {local}/udp: is it an address of this host, and is no other daemon running?")
+            })?);
+        }
+        let payload_max = payload_max(context.underlay_mtu, false);
+        let crypto = Arc::new(QuicServerConfig::try_from(
+            context.identity.server_config(),
+        )?);
+        let server_configs = [false, true].map(|ipv6| {
+            let mut config = ServerConfig::with_crypto(crypto.clone());
+            config
+                .transport_config(transport_config(
+                    &context.settings,
+                    payload_max_for(&context, ipv6),
+                ))
+                .migration(false)
+                .max_incoming(INCOMING_MAX);
+            Arc::new(config)
+        });
+        let engine = quinn_proto::Endpoint::new(
+            endpoint_config(&context.secrets, payload_max),
+            Some(server_configs[0].clone()),
+            true,
+            None,
+        );
+        Ok(Self {
+            context,
+            engine,
+            server_configs,
+            sockets,
+            pool,
+            links: Vec::new(),
+            peers: BTreeMap::new(),
+            dirty: Vec::new(),
+            scratch: Vec::with_capacity(SEND_BYTES_MAX + 2048),
+            handed: Tally::default(),
+            lost: 0,
+            bad_records: 0,
+            workers_learned: false,
+            strangers: Throttle::default(),
+            refusals: Throttle::default(),
+            responses: Vec::new(),
+        })
+    }
+
+    /// Descriptors to wait on for reading.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(AsFd::as_fd)
+    }
+
+    /// Whether a socket waits to be writable.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.sockets.iter().any(UnderlaySocket::is_held)
+    }
+
+    /// Makes `peers` the complete set: new ones are dialled, missing ones cut off.
+    pub fn set_peers(&mut self, peers: &[Peer], now: Instant) {
+        let gone: Vec<PeerId> = self
+            .peers
+            .keys()
+            .filter(|id| !peers.iter().any(|peer| peer.target.id == **id))
+            .copied()
+            .collect();
+        for id in gone {
+            self.drop_peer(id, now);
+        }
+        for peer in peers {
+            let entry = self
+                .peers
+                .entry(peer.target.id)
+                .or_insert_with(|| PeerEntry::new(peer.clone(), now));
+            entry.peer = peer.clone();
+        }
+        self.cut_moved(now);
+        self.dial(now);
+    }
+
+    /// Reads what the underlay has and feeds the connections.
+    pub fn receive(&mut self, now: Instant) {
+        let mut sockets = std::mem::take(&mut self.sockets);
+        let mut pool = std::mem::take(&mut self.pool);
+        for socket in &mut sockets {
+            for _ in 0..RECEIVE_CALLS_MAX {
+                let received = socket.receive(&mut pool, |meta, data| {
+                    self.on_message(meta, data, now);
+                });
+                match received {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // Errors of earlier sends surface here; the connection's timers decide.
+                    Err(error) => tracing::debug!(%error, "receiving from the underlay"),
+                }
+            }
+        }
+        self.pool = pool;
+        self.sockets = sockets;
+        self.send_responses();
+        let dirty = std::mem::take(&mut self.dirty);
+        for index in &dirty {
+            self.drive(*index, now);
+        }
+        self.dirty.extend(dirty);
+    }
+
+    /// Hands every record that has arrived to `sink`, with the peer it came from.
+    pub fn take_records(&mut self, now: Instant, mut sink: impl FnMut(PeerId, Received<'_>)) {
+        for position in 0..self.dirty.len() {
+            let Some(&index) = self.dirty.get(position) else {
+                break;
+            };
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            let (Stage::Live, Some(peer)) = (slot.stage, slot.peer) else {
+                continue;
+            };
+            if let Err(error) = slot.link.receive(&mut |record| sink(peer, record)) {
+                self.on_bad_record(index, error, now);
+            }
+        }
+    }
+
+    /// A live link to `peer` for a flow, or `None` while there is no connection.
+    pub fn link(&mut self, peer: PeerId, flow: u32) -> Option<&mut dyn PeerLink> {
+        let live = &self.peers.get(&peer)?.live;
+        let index = *live.get(flow as usize % live.len().max(1))?;
+        let slot = self.links.get_mut(index)?.as_deref_mut()?;
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push(index);
+        }
+        Some(&mut slot.link)
+    }
+
+    /// Sends whatever the connections have to say.
+    pub fn transmit(&mut self, now: Instant) {
+        for socket in &mut self.sockets {
+            socket.send_held();
+        }
+        let mut again = Vec::new();
+        for index in std::mem::take(&mut self.dirty) {
+            if self.transmit_link(index, now) {
+                again.push(index);
+            } else if let Some(slot) = self.slot(index) {
+                slot.dirty = false;
+            }
+        }
+        self.dirty.extend(again);
+    }
+
+    /// Whether a connection has more to send than one turn allows.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.dirty.is_empty() && !self.is_held()
+    }
+
+    /// When [`Self::handle_timeouts`] is due.
+    pub fn next_timeout(&mut self) -> Option<Instant> {
+        let links = self.links.iter_mut().flatten().filter_map(|slot| {
+            let attempt = (slot.stage == Stage::Handshaking).then(|| slot.since + ATTEMPT_MAX);
+            [slot.link.poll_timeout(), attempt]
+                .into_iter()
+                .flatten()
+                .min()
+        });
+        let dials = self.peers.values().flat_map(|entry| entry.dialled.values());
+        let dials = dials
+            .filter(|dialled| dialled.link.is_none())
+            .map(|dialled| dialled.dialer.due());
+        links.chain(dials).min()
+    }
+
+    /// Time has passed: retransmissions, dead peers, new attempts.
+    pub fn handle_timeouts(&mut self, now: Instant) {
+        for index in 0..self.links.len() {
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            if slot.link.poll_timeout().is_some_and(|due| due <= now) {
+                slot.link.handle_timeout(now);
+                self.mark(index);
+                self.drive(index, now);
+            }
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            if slot.stage == Stage::Handshaking && now >= slot.since + ATTEMPT_MAX {
+                self.end(index, close::TOO_SLOW, "the handshake took too long", now);
+            }
+        }
+        self.dial(now);
+    }
+
+    /// Closes all connections: the daemon stops.
+    pub fn shut_down(&mut self, now: Instant) {
+        for index in 0..self.links.len() {
+            if let Some(slot) = self.slot(index) {
+                slot.link.close(now, close::SHUTDOWN, "the daemon stops");
+                self.mark(index);
+            }
+        }
+        self.transmit(now);
+    }
+
+    /// What became of packets since the last call.
+    pub fn take_accounts(&mut self) -> Accounts {
+        for slot in self.links.iter_mut().flatten() {
+            let handed = slot.link.take_handed();
+            self.handed.packets += handed.packets;
+            self.handed.bytes += handed.bytes;
+        }
+        Accounts {
+            handed: std::mem::take(&mut self.handed),
+            lost: std::mem::take(&mut self.lost),
+            bad_records: std::mem::take(&mut self.bad_records),
+        }
+    }
+
+    /// Packets that wait in front of connections.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.links
+            .iter()
+            .flatten()
+            .map(|slot| slot.link.queued())
+            .sum()
+    }
+
+    /// True once after a peer told how many workers it has.
+    pub fn take_workers_learned(&mut self) -> bool {
+        std::mem::take(&mut self.workers_learned)
+    }
+
+    /// The state of every peer.
+    #[must_use]
+    pub fn reports(&self) -> Vec<PeerReport> {
+        self.peers
+            .values()
+            .map(|entry| self.report(entry))
+            .collect()
+    }
+
+    fn report(&self, entry: &PeerEntry) -> PeerReport {
+        let links: Vec<LinkReport> = entry
+            .live
+            .iter()
+            .filter_map(|index| self.links.get(*index)?.as_deref())
+            .map(|slot| LinkReport {
+                remote: slot.link.remote(),
+                path: slot.link.path(),
+            })
+            .collect();
+        let state = match (links.is_empty(), self.context.node < *entry.node()) {
+            (false, _) => PeerState::Connected,
+            (true, true) => PeerState::Connecting,
+            (true, false) => PeerState::Waiting,
+        };
+        PeerReport {
+            id: entry.id(),
+            node: entry.node().clone(),
+            configured: entry.peer.target.underlay.clone(),
+            state,
+            since: entry.since,
+            links,
+            last_error: entry.last_error.clone(),
+        }
+    }
+
+    // Datagrams in.
+
+    fn on_message(&mut self, meta: &RecvMeta, mut data: BytesMut, now: Instant) {
+        let ecn = ecn_of(meta);
+        while !data.is_empty() {
+            let payload = data.split_to(meta.stride.clamp(1, data.len()));
+            self.scratch.clear();
+            let event =
+                self.engine
+                    .handle(now, meta.addr, meta.dst_ip, ecn, payload, &mut self.scratch);
+            match event {
+                Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                    self.on_connection_event(handle, event);
+                }
+                Some(DatagramEvent::NewConnection(incoming)) => self.admit(incoming, now),
+                Some(DatagramEvent::Response(transmit)) => self.respond(transmit),
+                None => {}
+            }
+        }
+    }
+
+    fn on_connection_event(&mut self, handle: ConnectionHandle, event: ConnectionEvent) {
+        if let Some(slot) = self.slot(handle.0) {
+            slot.link.connection().handle_event(event);
+            self.mark(handle.0);
+        }
+    }
+
+    /// Accepts a handshake from an address of the fabric, after a proof of address under load.
+    fn admit(&mut self, incoming: Incoming, now: Instant) {
+        let remote = incoming.remote_address();
+        if !self
+            .peers
+            .values()
+            .any(|entry| entry.has_address(remote.ip()))
+        {
+            self.engine.ignore(incoming);
+            if let Some(suppressed) = self.strangers.allow(now) {
+                tracing::warn!(%remote, suppressed, "ignored a handshake from an address of no node of the fabric");
+            }
+            return;
+        }
+        let handshaking = self
+            .links
+            .iter()
+            .flatten()
+            .filter(|slot| slot.stage == Stage::Handshaking);
+        if handshaking.count() >= HANDSHAKES_MAX
+            && !incoming.remote_address_validated()
+            && incoming.may_retry()
+        {
+            self.scratch.clear();
+            if let Ok(transmit) = self.engine.retry(incoming, &mut self.scratch) {
+                self.respond(transmit);
+            }
+            return;
+        }
+        let config = self.server_configs[usize::from(remote.is_ipv6())].clone();
+        self.scratch.clear();
+        match self
+            .engine
+            .accept(incoming, now, &mut self.scratch, Some(config))
+        {
+            Ok((handle, connection)) => self.insert(handle, QuicLink::new(connection), None, now),
+            Err(refused) => {
+                self.note_refusal(remote, &refused.cause.to_string());
+                if let Some(transmit) = refused.response {
+                    self.respond(transmit);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! One connection from its handshake to its end.
+//!
+//! Dialled: dial -> handshake (the server's certificate must name the node we meant) -> our hello ->
+//! its hello: live. Accepted: handshake (the client's certificate must name a node of the fabric):
+//! live -> its hello, ours. A hello with the number of a connection that is already there, or from a
+//! later start of the node, takes that connection's place.
+
+use std::{net::SocketAddr, time::Instant};
+
+use fabric_core::{ids::PeerId, record::RecordError};
+use fabric_proto::hello::{Hello, PROTOCOL_VERSION};
+use quinn_proto::{
+    ClientConfig, ConnectionError, ConnectionHandle, Dir, Event, StreamEvent, Transmit,
+    crypto::rustls::QuicClientConfig,
+};
+use rustls_pki_types::CertificateDer;
+
+use super::{Endpoint, EndpointContext, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot, Stage};
+use crate::{
+    control::desired::NodeId,
+    tunnel::{
+        link::PeerLink,
+        quic::{QuicLink, close},
+        socket::Sent,
+        transport::transport_config,
+    },
+};
+
+impl Endpoint {
+    /// Runs a connection's events until there are none.
+    pub(super) fn drive(&mut self, index: usize, now: Instant) {
+        loop {
+            if !self.exchange_endpoint_events(index) {
+                return;
+            }
+            let Some(slot) = self.slot(index) else { return };
+            let Some(event) = slot.link.connection().poll() else {
+                return;
+            };
+            self.on_event(index, event, now);
+        }
+    }
+
+    /// Passes events between a connection and the engine; false once the connection is gone.
+    fn exchange_endpoint_events(&mut self, index: usize) -> bool {
+        let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
+            return false;
+        };
+        while let Some(event) = slot.link.connection().poll_endpoint_events() {
+            let drained = event.is_drained();
+            if let Some(event) = self.engine.handle_event(slot.handle, event) {
+                slot.link.connection().handle_event(event);
+            }
+            if drained {
+                self.forget(index);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn on_event(&mut self, index: usize, event: Event, now: Instant) {
+        self.mark(index);
+        match event {
+            Event::HandshakeDataReady | Event::DatagramsUnblocked => {}
+            Event::Connected => self.on_connected(index, now),
+            Event::ConnectionLost { reason } => self.on_lost(index, &reason, now),
+            Event::DatagramReceived => {
+                if let Some(slot) = self.slot(index) {
+                    slot.link.mark_datagrams();
+                }
+            }
+            Event::Stream(StreamEvent::Opened { dir }) => self.on_opened(index, dir, now),
+            Event::Stream(StreamEvent::Readable { id }) => {
+                if id.dir() == Dir::Bi {
+                    self.on_control(index, now);
+                } else if let Some(slot) = self.slot(index) {
+                    slot.link.mark_readable(id);
+                }
+            }
+            Event::Stream(
+                StreamEvent::Writable { .. }
+                | StreamEvent::Finished { .. }
+                | StreamEvent::Stopped { .. }
+                | StreamEvent::Available { .. },
+            ) => {}
+        }
+    }
+
+    /// TLS is done and both certificates are of our CA: does the other one name a node we know?
+    fn on_connected(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        let remote = slot.link.remote();
+        let dialled = slot.dialled;
+        let certificates = slot
+            .link
+            .connection()
+            .crypto_session()
+            .peer_identity()
+            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let node = match certificates.as_deref() {
+            None => Err("it showed no certificate".to_owned()),
+            Some(chain) => self
+                .context
+                .identity
+                .peer_node_id(chain)
+                .map_err(|error| error.to_string()),
+        };
+        let known = node.and_then(|node| match self.peer_of(&node) {
+            Some(peer) => Ok((node, peer)),
+            None => Err(format!(
+                "{node} has a valid certificate but is not a node of this fabric"
+            )),
+        });
+        let (node, peer) = match known {
+            Ok(known) => known,
+            Err(reason) => {
+                self.note_refusal(remote, &reason);
+                self.end(index, close::UNKNOWN_NODE, "not a node of this fabric", now);
+                return;
+            }
+        };
+        let hello = self.hello(index);
+        let Some(slot) = self.slot(index) else { return };
+        slot.peer = Some(peer);
+        if dialled {
+            slot.link.open_control(&hello);
+        } else {
+            tracing::debug!(%node, %remote, "accepted");
+            self.go_live(index, peer, now);
+        }
+    }
+
+    fn on_opened(&mut self, index: usize, dir: Dir, now: Instant) {
+        let hello = self.hello(index);
+        let Some(slot) = self.slot(index) else { return };
+        if slot.link.accept_streams(dir) {
+            slot.link.say_hello(&hello);
+            self.on_control(index, now);
+        }
+    }
+
+    fn on_control(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        let remote = slot.link.remote();
+        let Some(peer) = slot.peer else { return };
+        match slot.link.read_hello() {
+            Ok(None) => {}
+            Ok(Some(hello)) if hello.protocol_version >= PROTOCOL_VERSION => {
+                self.on_hello(index, peer, &hello, now);
+            }
+            Ok(Some(hello)) => {
+                let reason = format!("it speaks protocol version {}", hello.protocol_version);
+                self.note_refusal(remote, &reason);
+                self.end(index, close::MALFORMED, "protocol version", now);
+            }
+            Err(reason) => {
+                self.note_refusal(remote, &reason);
+                self.end(index, close::MALFORMED, "malformed hello", now);
+            }
+        }
+    }
+
+    fn on_hello(&mut self, index: usize, peer: PeerId, hello: &Hello, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        slot.boot_id = Some(hello.boot_id);
+        let connection = *slot.connection.get_or_insert(hello.connection);
+        let (dialled, handshaking) = (slot.dialled, slot.stage == Stage::Handshaking);
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            self.workers_learned |= entry.peer.shared.learn_workers(hello.workers);
+            if let Some(dialled) = entry.dialled.get_mut(&connection).filter(|_| dialled) {
+                dialled.dialer.succeeded();
+            }
+        }
+        if handshaking {
+            self.go_live(index, peer, now);
+        }
+        let superseded: Vec<usize> = self
+            .peers
+            .get(&peer)
+            .map(|entry| entry.live.clone())
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|other| *other != index)
+            .filter(|other| {
+                self.links
+                    .get(*other)
+                    .and_then(Option::as_deref)
+                    .is_some_and(|slot| {
+                        slot.connection == Some(connection)
+                            || slot.boot_id.is_some_and(|boot_id| boot_id != hello.boot_id)
+                    })
+            })
+            .collect();
+        for other in superseded {
+            self.end(
+                other,
+                close::REPLACED,
+                "replaced by a newer connection",
+                now,
+            );
+        }
+    }
+
+    fn go_live(&mut self, index: usize, peer: PeerId, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        slot.stage = Stage::Live;
+        let remote = slot.link.remote();
+        let Some(entry) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        if entry.live.is_empty() {
+            entry.since = now;
+            tracing::info!(peer = %entry.node(), %remote, "peer connected");
+        }
+        entry.live.push(index);
+    }
+
+    fn on_lost(&mut self, index: usize, reason: &ConnectionError, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        let remote = slot.link.remote();
+        let stage = slot.stage;
+        let text = reason.to_string();
+        self.detach(index, &text, now);
+        if stage == Stage::Handshaking && !matches!(reason, ConnectionError::TimedOut) {
+            self.note_refusal(remote, &text);
+        }
+    }
+
+    /// Closes a connection from this side.
+    pub(super) fn end(&mut self, index: usize, code: u32, reason: &'static str, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        if slot.stage != Stage::Closing {
+            slot.link.close(now, code, reason);
+            self.detach(index, reason, now);
+        }
+        self.mark(index);
+        self.drive(index, now);
+    }
+
+    /// Takes a connection out of service: its queue is lost, its dialler waits for the next turn.
+    fn detach(&mut self, index: usize, reason: &str, now: Instant) {
+        let spread = self.context.boot_id.rotate_left(index as u32 % 64) ^ index as u64;
+        let Some(slot) = self.slot(index) else { return };
+        slot.stage = Stage::Closing;
+        let handed = slot.link.take_handed();
+        let lost = slot.link.discard_queue();
+        let (peer, connection, dialled) = (slot.peer, slot.connection, slot.dialled);
+        self.handed.packets += handed.packets;
+        self.handed.bytes += handed.bytes;
+        self.lost += lost;
+        let Some(entry) = peer.and_then(|peer| self.peers.get_mut(&peer)) else {
+            return;
+        };
+        let was_live = entry.live.contains(&index);
+        entry.live.retain(|live| *live != index);
+        entry.last_error = reason.to_owned();
+        if was_live && entry.live.is_empty() {
+            entry.since = now;
+            tracing::warn!(peer = %entry.node(), reason, lost, "peer disconnected");
+        }
+        if let Some(dialled) = connection
+            .filter(|_| dialled)
+            .and_then(|connection| entry.dialled.get_mut(&connection))
+            .filter(|dialled| dialled.link == Some(index))
+        {
+            dialled.link = None;
+            dialled.dialer.failed(now, spread);
+        }
+    }
+
+    fn forget(&mut self, index: usize) {
+        if let Some(slot) = self.links.get_mut(index) {
+            *slot = None;
+        }
+        for entry in self.peers.values_mut() {
+            entry.live.retain(|live| *live != index);
+        }
+    }
+
+    pub(super) fn on_bad_record(&mut self, index: usize, error: RecordError, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        let remote = slot.link.remote();
+        self.bad_records += 1;
+        self.note_refusal(remote, &format!("malformed record: {error}"));
+        self.end(index, close::MALFORMED, "malformed record", now);
+    }
+
+    // Dialling.
+
+    /// Begins every attempt that is due.
+    pub(super) fn dial(&mut self, now: Instant) {
+        let context = &self.context;
+        let mut due = Vec::new();
+        for (id, entry) in &mut self.peers {
+            entry.plan(
+                &context.node,
+                context.worker,
+                context.workers,
+                now,
+                context.settings.reconnect_max,
+            );
+            for (connection, dialled) in &entry.dialled {
+                if dialled.link.is_none()
+                    && dialled.dialer.due() <= now
+                    && let Some(address) = entry.address(*connection, &dialled.dialer)
+                {
+                    due.push((*id, *connection, entry.node().clone(), address));
+                }
+            }
+        }
+        for (peer, connection, node, address) in due {
+            let error = self.dial_one(peer, connection, &node, address, now).err();
+            let spread = self.context.boot_id.rotate_left(connection % 64) ^ u64::from(peer.0);
+            let Some(entry) = self.peers.get_mut(&peer) else {
+                continue;
+            };
+            if let (Some(error), Some(dialled)) = (error, entry.dialled.get_mut(&connection)) {
+                tracing::warn!(peer = %node, %address, %error, "cannot dial");
+                entry.last_error = error;
+                dialled.dialer.failed(now, spread);
+            }
+        }
+    }
+
+    fn dial_one(
+        &mut self,
+        peer: PeerId,
+        connection: u32,
+        node: &NodeId,
+        address: SocketAddr,
+        now: Instant,
+    ) -> Result<(), String> {
+        let tls = self.context.identity.client_config(node.clone());
+        let crypto = QuicClientConfig::try_from(tls).map_err(|e| e.to_string())?;
+        let mut config = ClientConfig::new(std::sync::Arc::new(crypto));
+        let payload_max = payload_max_for(&self.context, address.is_ipv6());
+        config.transport_config(transport_config(&self.context.settings, payload_max));
+        let (handle, quic) = self
+            .engine
+            .connect(now, config, address, node.as_str())
+            .map_err(|e| e.to_string())?;
+        self.insert(handle, QuicLink::new(quic), Some((peer, connection)), now);
+        if let Some(dialled) = self
+            .peers
+            .get_mut(&peer)
+            .and_then(|entry| entry.dialled.get_mut(&connection))
+        {
+            dialled.link = Some(handle.0);
+        }
+        Ok(())
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        handle: ConnectionHandle,
+        link: QuicLink,
+        dialled: Option<(PeerId, u32)>,
+        now: Instant,
+    ) {
+        if self.links.len() <= handle.0 {
+            self.links.resize_with(handle.0 + 1, || None);
+        }
+        if let Some(place) = self.links.get_mut(handle.0) {
+            *place = Some(Box::new(Slot {
+                link,
+                handle,
+                peer: dialled.map(|(peer, _)| peer),
+                connection: dialled.map(|(_, connection)| connection),
+                dialled: dialled.is_some(),
+                boot_id: None,
+                stage: Stage::Handshaking,
+                since: now,
+                dirty: false,
+            }));
+        }
+        self.mark(handle.0);
+    }
+
+    // Peers that change.
+
+    pub(super) fn drop_peer(&mut self, id: PeerId, now: Instant) {
+        for index in self.links_of(id) {
+            self.end(
+                index,
+                close::UNKNOWN_NODE,
+                "no longer a node of this fabric",
+                now,
+            );
+        }
+        if let Some(entry) = self.peers.remove(&id) {
+            tracing::info!(peer = %entry.node(), "peer removed");
+        }
+    }
+
+    /// Closes connections to addresses that their node no longer has.
+    pub(super) fn cut_moved(&mut self, now: Instant) {
+        let moved: Vec<usize> = self
+            .links
+            .iter()
+            .enumerate()
+            .filter_map(|(index, slot)| {
+                let slot = slot.as_deref()?;
+                let entry = self.peers.get(&slot.peer?)?;
+                (!entry.has_address(slot.link.remote().ip())).then_some(index)
+            })
+            .collect();
+        for index in moved {
+            self.end(index, close::REPLACED, "the node's address changed", now);
+        }
+    }
+
+    fn links_of(&self, peer: PeerId) -> Vec<usize> {
+        let of_peer =
+            |slot: &Option<Box<Slot>>| slot.as_deref().is_some_and(|s| s.peer == Some(peer));
+        (0..self.links.len())
+            .filter(|index| self.links.get(*index).is_some_and(of_peer))
+            .collect()
+    }
+
+    fn peer_of(&self, node: &NodeId) -> Option<PeerId> {
+        self.peers
+            .values()
+            .find(|entry| entry.node() == node)
+            .map(super::PeerEntry::id)
+    }
+
+    fn hello(&mut self, index: usize) -> Hello {
+        Hello {
+            protocol_version: PROTOCOL_VERSION,
+            workers: self.context.workers,
+            boot_id: self.context.boot_id,
+            connection: self
+                .slot(index)
+                .and_then(|slot| slot.connection)
+                .unwrap_or(0),
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// A connection that was not wanted, named in the log once a second and kept for the operator.
+    pub(super) fn note_refusal(&mut self, remote: SocketAddr, reason: &str) {
+        let now = Instant::now();
+        let entry = self
+            .peers
+            .values_mut()
+            .find(|entry| entry.has_address(remote.ip()));
+        let node = entry.map(|entry| {
+            entry.last_error = reason.to_owned();
+            entry.node().to_string()
+        });
+        if let Some(suppressed) = self.refusals.allow(now) {
+            let node = node.as_deref().unwrap_or("<unknown>");
+            tracing::warn!(address_of = node, %remote, reason, suppressed, "connection refused");
+        }
+    }
+
+    // Datagrams out.
+
+    /// Sends what one connection has; true if there is more than a turn allows.
+    pub(super) fn transmit_link(&mut self, index: usize, now: Instant) -> bool {
+        let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
+            return false;
+        };
+        let mut sends = 0;
+        loop {
+            let round = sends;
+            slot.link.flush();
+            loop {
+                let Some(socket) = pick(&mut self.sockets, slot.link.remote()) else {
+                    return false;
+                };
+                if socket.is_held() {
+                    return true;
+                }
+                let mtu = usize::from(slot.link.path_mtu()).max(1200);
+                let segments = (SEND_BYTES_MAX / mtu)
+                    .clamp(1, SEGMENTS_MAX)
+                    .min(socket.segments_max());
+                self.scratch.clear();
+                let Some(transmit) = slot.link.poll_transmit(now, segments, &mut self.scratch)
+                else {
+                    break;
+                };
+                let contents = self.scratch.get(..transmit.size).unwrap_or_default();
+                if socket.send(transmit, contents) == Sent::Held {
+                    return true;
+                }
+                sends += 1;
+                if sends >= SENDS_MAX {
+                    return true;
+                }
+            }
+            if sends == round {
+                break;
+            }
+        }
+        self.exchange_endpoint_events(index);
+        false
+    }
+
+    pub(super) fn respond(&mut self, transmit: Transmit) {
+        let contents = self
+            .scratch
+            .get(..transmit.size)
+            .unwrap_or_default()
+            .to_vec();
+        self.responses.push((transmit, contents));
+    }
+
+    pub(super) fn send_responses(&mut self) {
+        for (transmit, contents) in std::mem::take(&mut self.responses) {
+            if let Some(socket) = pick(&mut self.sockets, transmit.destination) {
+                socket.send(transmit, &contents);
+            }
+        }
+    }
+
+    pub(super) fn slot(&mut self, index: usize) -> Option<&mut Slot> {
+        self.links.get_mut(index).and_then(Option::as_deref_mut)
+    }
+
+    /// Puts a connection on the list of those that may have something to send or to read.
+    pub(super) fn mark(&mut self, index: usize) {
+        if let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut)
+            && !slot.dirty
+        {
+            slot.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+}
+
+/// The socket of the same address family.
+fn pick(
+    sockets: &mut [crate::tunnel::socket::UnderlaySocket],
+    remote: SocketAddr,
+) -> Option<&mut crate::tunnel::socket::UnderlaySocket> {
+    sockets
+        .iter_mut()
+        .find(|socket| socket.local().is_ipv4() == remote.is_ipv4())
+}
+
+/// Largest UDP payload of an IP packet of `mtu` bytes: less 20 or 40 bytes of IP and 8 of UDP.
+pub(super) fn payload_max(mtu: u16, ipv6: bool) -> u16 {
+    mtu.saturating_sub(if ipv6 { 48 } else { 28 })
+        .clamp(1200, 65_527)
+}
+
+pub(super) fn payload_max_for(context: &EndpointContext, ipv6: bool) -> u16 {
+    payload_max(context.underlay_mtu, ipv6)
+}

@@ -1,0 +1,133 @@
+//! What an endpoint knows of each peer node: its connections, and whose turn it is to dial.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fabric_core::ids::PeerId;
+
+use super::dialer::Dialer;
+use crate::control::desired::{NodeId, PeerTarget};
+
+/// Worker counts beyond this are not believed: a peer cannot make us dial without bound.
+const PEER_WORKERS_MAX: u32 = 64;
+
+/// A peer as the control plane hands it to every worker.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Who and where.
+    pub target: PeerTarget,
+    /// What the workers tell each other about it.
+    pub shared: Arc<PeerShared>,
+}
+
+/// Learned by one worker from the peer's hello, used by all.
+#[derive(Debug, Default)]
+pub struct PeerShared {
+    workers: AtomicU32,
+}
+
+impl PeerShared {
+    /// The peer's workers, once a hello has told.
+    #[must_use]
+    pub fn workers(&self) -> Option<u32> {
+        Some(self.workers.load(Ordering::Relaxed)).filter(|workers| *workers > 0)
+    }
+
+    /// Notes a hello; true if it says something new.
+    pub fn learn_workers(&self, workers: u32) -> bool {
+        let workers = workers.clamp(1, PEER_WORKERS_MAX);
+        self.workers.swap(workers, Ordering::Relaxed) != workers
+    }
+}
+
+/// One worker's view of a peer.
+#[derive(Debug)]
+pub(super) struct PeerEntry {
+    pub(super) peer: Peer,
+    /// Links that carry packets, by their index in the endpoint.
+    pub(super) live: Vec<usize>,
+    /// Connections that this worker dials: their numbers, dialling state and present link.
+    pub(super) dialled: BTreeMap<u32, Dialled>,
+    pub(super) since: Instant,
+    pub(super) last_error: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) dialer: Dialer,
+    pub(super) link: Option<usize>,
+}
+
+impl PeerEntry {
+    pub(super) fn new(peer: Peer, now: Instant) -> Self {
+        Self {
+            peer,
+            live: Vec::new(),
+            dialled: BTreeMap::new(),
+            since: now,
+            last_error: String::new(),
+        }
+    }
+
+    pub(super) fn id(&self) -> PeerId {
+        self.peer.target.id
+    }
+
+    pub(super) fn node(&self) -> &NodeId {
+        &self.peer.target.node
+    }
+
+    pub(super) fn has_address(&self, ip: IpAddr) -> bool {
+        self.peer
+            .target
+            .underlay
+            .iter()
+            .any(|address| address.ip() == ip)
+    }
+
+    /// Makes the set of dialled connections what it should be: the node with the smaller name
+    /// dials, one connection for each of the larger number of workers, spread over both sides'.
+    pub(super) fn plan(
+        &mut self,
+        local: &NodeId,
+        worker: u32,
+        workers: u32,
+        now: Instant,
+        backoff_max: Duration,
+    ) {
+        if local >= self.node() {
+            return;
+        }
+        // Until the peer has told how many workers it has, one connection does.
+        let total = self
+            .peer
+            .shared
+            .workers()
+            .map_or(1, |theirs| theirs.max(workers));
+        for connection in (0..total).filter(|connection| connection % workers == worker) {
+            self.dialled.entry(connection).or_insert_with(|| Dialled {
+                dialer: Dialer::new(now, backoff_max),
+                link: None,
+            });
+        }
+        self.dialled
+            .retain(|connection, dialled| *connection < total || dialled.link.is_some());
+    }
+
+    /// Where `connection` leads at its next attempt: the peer's worker that it belongs to.
+    pub(super) fn address(&self, connection: u32, attempt: &Dialer) -> Option<SocketAddr> {
+        let underlay = &self.peer.target.underlay;
+        let mut address = *underlay.get(attempt.address_index(underlay.len()))?;
+        let workers = self.peer.shared.workers().unwrap_or(1);
+        let offset = u16::try_from(connection % workers).ok()?;
+        address.set_port(address.port().checked_add(offset)?);
+        Some(address)
+    }
+}

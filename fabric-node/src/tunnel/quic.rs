@@ -1,0 +1,384 @@
+//! The engine: one quinn-proto connection, driven by hand.
+//!
+//! TCP super-packets ride on unidirectional streams, [`STREAM_BUCKETS`] of them; a flow keeps to one.
+//! Everything that fits rides in datagrams. The one bidirectional stream carries the hello.
+
+use std::{net::SocketAddr, time::Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use fabric_core::{
+    counters::Tally,
+    record::{self, DATAGRAM_HEADER_LEN, RecordError, StreamHeader},
+};
+use fabric_proto::hello::{HELLO_BYTES_MAX, Hello};
+use prost::Message;
+use quinn_proto::{
+    Connection, Dir, ReadableError, SendDatagramError, StreamId, Transmit, VarInt, WriteError,
+};
+
+use super::{
+    framing::RecordAssembler,
+    link::{PathReport, PeerLink, QueueFull, Received},
+    queue::{Pending, STREAM_BUCKETS, SendQueue, Taken},
+};
+
+/// Application error codes of a closed connection.
+pub mod close {
+    /// The daemon stops.
+    pub const SHUTDOWN: u32 = 0;
+    /// A newer connection took this one's place.
+    pub const REPLACED: u32 = 1;
+    /// A record or hello could not be decoded.
+    pub const MALFORMED: u32 = 2;
+    /// The node is not part of the fabric.
+    pub const UNKNOWN_NODE: u32 = 3;
+    /// The attempt took too long.
+    pub const TOO_SLOW: u32 = 4;
+}
+
+/// A connection and what waits for it.
+pub struct QuicLink {
+    connection: Connection,
+    queue: SendQueue,
+    outbound: [Option<StreamId>; STREAM_BUCKETS],
+    inbound: Vec<Inbound>,
+    datagrams_waiting: bool,
+    control: Option<StreamId>,
+    control_in: BytesMut,
+    control_out: Bytes,
+}
+
+struct Inbound {
+    id: StreamId,
+    assembler: RecordAssembler,
+    readable: bool,
+    finished: bool,
+}
+
+impl QuicLink {
+    /// Takes over a connection that has just been made.
+    #[must_use]
+    pub fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            queue: SendQueue::default(),
+            outbound: [None; STREAM_BUCKETS],
+            inbound: Vec::new(),
+            datagrams_waiting: false,
+            control: None,
+            control_in: BytesMut::new(),
+            control_out: Bytes::new(),
+        }
+    }
+
+    /// The state machine, for the endpoint that routes its events.
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// Address of the other side.
+    #[must_use]
+    pub fn remote(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// UDP payload bytes that fit the path at present.
+    #[must_use]
+    pub fn path_mtu(&self) -> u16 {
+        self.connection.current_mtu()
+    }
+
+    /// Drops what waits; returns how many counted packets that were.
+    pub fn discard_queue(&mut self) -> u64 {
+        std::mem::take(&mut self.queue).queued()
+    }
+
+    /// Says hello on a control stream of our own (the dialler does).
+    pub fn open_control(&mut self, hello: &Hello) {
+        self.control = self.connection.streams().open(Dir::Bi);
+        self.say_hello(hello);
+    }
+
+    /// Says hello on the control stream, once there is one.
+    pub fn say_hello(&mut self, hello: &Hello) {
+        let body = hello.encode_to_vec();
+        let mut message = BytesMut::with_capacity(4 + body.len());
+        message.extend_from_slice(&(body.len() as u32).to_be_bytes());
+        message.extend_from_slice(&body);
+        self.control_out = message.freeze();
+        self.flush_control();
+    }
+
+    /// Takes the streams that the peer has opened; true if the control stream is among them.
+    pub fn accept_streams(&mut self, dir: Dir) -> bool {
+        let mut control = false;
+        while let Some(id) = self.connection.streams().accept(dir) {
+            if dir == Dir::Uni {
+                self.inbound.push(Inbound {
+                    id,
+                    assembler: RecordAssembler::default(),
+                    readable: true,
+                    finished: false,
+                });
+            } else {
+                self.control = Some(id);
+                control = true;
+            }
+        }
+        control
+    }
+
+    /// A stream has bytes to read.
+    pub fn mark_readable(&mut self, id: StreamId) {
+        if let Some(inbound) = self.inbound.iter_mut().find(|inbound| inbound.id == id) {
+            inbound.readable = true;
+        }
+    }
+
+    /// Datagrams have arrived.
+    pub fn mark_datagrams(&mut self) {
+        self.datagrams_waiting = true;
+    }
+
+    /// Reads the control stream; returns the peer's hello once it is complete.
+    ///
+    /// # Errors
+    ///
+    /// One line saying what is wrong with it.
+    pub fn read_hello(&mut self) -> Result<Option<Hello>, String> {
+        let Some(id) = self.control else {
+            return Ok(None);
+        };
+        let mut stream = self.connection.recv_stream(id);
+        if let Ok(mut chunks) = stream.read(true) {
+            while let Ok(Some(chunk)) = chunks.next(HELLO_BYTES_MAX) {
+                self.control_in.extend_from_slice(&chunk.bytes);
+                if self.control_in.len() > HELLO_BYTES_MAX + 4 {
+                    return Err("the hello is too long".to_owned());
+                }
+            }
+            let _ = chunks.finalize();
+        }
+        let Some(length) = self.control_in.first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > HELLO_BYTES_MAX {
+            return Err(format!("a hello of {length} bytes"));
+        }
+        let Some(body) = self.control_in.get(4..4 + length) else {
+            return Ok(None);
+        };
+        let hello = Hello::decode(body).map_err(|error| format!("the hello: {error}"))?;
+        self.control_in.advance(4 + length);
+        Ok(Some(hello))
+    }
+
+    /// Ends the connection; what waits in the queue is lost and counted by the caller.
+    pub fn close(&mut self, now: Instant, code: u32, reason: &'static str) {
+        self.connection.close(
+            now,
+            VarInt::from_u32(code),
+            Bytes::from_static(reason.as_bytes()),
+        );
+    }
+
+    fn flush_control(&mut self) {
+        let Some(id) = self.control else { return };
+        if !self.control_out.is_empty() {
+            // Nothing else uses this stream: what does not fit its window goes with the next flush.
+            let _ = self
+                .connection
+                .send_stream(id)
+                .write_chunks(std::slice::from_mut(&mut self.control_out));
+        }
+    }
+
+    fn flush_streams(&mut self) {
+        for bucket in 0..STREAM_BUCKETS {
+            if !self.queue.has_stream(bucket) {
+                continue;
+            }
+            let id = match self.outbound[bucket] {
+                Some(id) => id,
+                None => match self.connection.streams().open(Dir::Uni) {
+                    Some(id) => *self.outbound[bucket].insert(id),
+                    None => continue,
+                },
+            };
+            let mut stream = self.connection.send_stream(id);
+            let mut ended = false;
+            self.queue.drain_bucket(bucket, |record| {
+                let before = record.len();
+                match stream.write_chunks(std::slice::from_mut(record)) {
+                    Ok(_) => before - record.len(),
+                    Err(WriteError::Blocked) => 0,
+                    Err(WriteError::Stopped(_) | WriteError::ClosedStream) => {
+                        ended = true;
+                        0
+                    }
+                }
+            });
+            if ended {
+                self.outbound[bucket] = None;
+            }
+        }
+    }
+
+    fn flush_datagrams(&mut self) {
+        let connection = &mut self.connection;
+        self.queue.drain_datagrams(|record| {
+            let mut datagrams = connection.datagrams();
+            let room = datagrams.max_size().unwrap_or(0);
+            if record.len() > room {
+                return Taken::OnStream(datagram_as_stream_record(&record));
+            }
+            match datagrams.send(record.clone(), false) {
+                Ok(()) => Taken::Yes,
+                Err(SendDatagramError::Blocked(record)) => Taken::Later(record),
+                Err(
+                    SendDatagramError::UnsupportedByPeer
+                    | SendDatagramError::Disabled
+                    | SendDatagramError::TooLarge,
+                ) => Taken::OnStream(datagram_as_stream_record(&record)),
+            }
+        });
+    }
+
+    fn receive_datagrams(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError> {
+        if !std::mem::take(&mut self.datagrams_waiting) {
+            return Ok(());
+        }
+        while let Some(datagram) = self.connection.datagrams().recv() {
+            let (offload, packet) = record::decode_datagram(&datagram)?;
+            sink(Received::Datagram { offload, packet });
+        }
+        Ok(())
+    }
+
+    fn receive_streams(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError> {
+        for inbound in self.inbound.iter_mut().filter(|inbound| inbound.readable) {
+            inbound.readable = false;
+            match self.connection.recv_stream(inbound.id).read(true) {
+                Ok(mut chunks) => {
+                    loop {
+                        match chunks.next(usize::MAX) {
+                            Ok(Some(chunk)) => inbound.assembler.push(chunk.bytes),
+                            Ok(None) => {
+                                inbound.finished = true;
+                                break;
+                            }
+                            Err(quinn_proto::ReadError::Blocked) => break,
+                            Err(quinn_proto::ReadError::Reset(_)) => {
+                                inbound.finished = true;
+                                break;
+                            }
+                        }
+                    }
+                    // Credits go out with the next transmit, which follows every receive.
+                    let _ = chunks.finalize();
+                }
+                Err(ReadableError::ClosedStream) => inbound.finished = true,
+                Err(ReadableError::IllegalOrderedRead) => {}
+            }
+            while let Some(StreamHeader {
+                packet_len,
+                offload,
+            }) = inbound.assembler.next_record()?
+            {
+                sink(Received::Stream {
+                    offload,
+                    packet_len: packet_len as usize,
+                    pieces: &inbound.assembler,
+                });
+                inbound.assembler.consume();
+            }
+        }
+        self.inbound.retain(|inbound| !inbound.finished);
+        Ok(())
+    }
+}
+
+impl PeerLink for QuicLink {
+    fn datagram_room(&mut self) -> usize {
+        self.connection.datagrams().max_size().unwrap_or(0)
+    }
+
+    fn send_datagram(&mut self, record: Bytes, account: Option<u32>) -> Result<(), QueueFull> {
+        self.queue.push_datagram(Pending { record, account })
+    }
+
+    fn send_stream(
+        &mut self,
+        flow: u32,
+        record: Bytes,
+        account: Option<u32>,
+    ) -> Result<(), QueueFull> {
+        self.queue.push_stream(flow, Pending { record, account })
+    }
+
+    fn datagram_slots(&self) -> usize {
+        self.queue.datagram_slots()
+    }
+
+    fn flush(&mut self) {
+        self.flush_control();
+        self.flush_datagrams();
+        self.flush_streams();
+    }
+
+    fn receive(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError> {
+        self.receive_datagrams(sink)?;
+        self.receive_streams(sink)
+    }
+
+    fn poll_transmit(
+        &mut self,
+        now: Instant,
+        segments_max: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Option<Transmit> {
+        self.connection.poll_transmit(now, segments_max, buffer)
+    }
+
+    fn poll_timeout(&mut self) -> Option<Instant> {
+        self.connection.poll_timeout()
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.connection.handle_timeout(now);
+    }
+
+    fn queued(&self) -> u64 {
+        self.queue.queued()
+    }
+
+    fn take_handed(&mut self) -> Tally {
+        self.queue.take_handed()
+    }
+
+    fn path(&self) -> PathReport {
+        let path = self.connection.stats().path;
+        PathReport {
+            rtt: path.rtt,
+            mtu: path.current_mtu,
+            lost_packets: path.lost_packets,
+        }
+    }
+}
+
+/// A datagram record rewritten as a stream record: the path's MTU fell while it waited.
+fn datagram_as_stream_record(datagram: &[u8]) -> Bytes {
+    let packet = datagram.get(DATAGRAM_HEADER_LEN..).unwrap_or_default();
+    let offload = record::decode_datagram(datagram)
+        .map(|(offload, _)| offload)
+        .unwrap_or_default();
+    let header = StreamHeader {
+        packet_len: packet.len() as u32,
+        offload,
+    };
+    let mut bytes = BytesMut::with_capacity(record::STREAM_HEADER_LEN + packet.len());
+    bytes.extend_from_slice(&header.encode());
+    bytes.extend_from_slice(packet);
+    bytes.freeze()
+}

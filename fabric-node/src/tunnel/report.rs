@@ -1,0 +1,84 @@
+//! What an endpoint tells of its peers.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use fabric_core::ids::PeerId;
+
+use super::link::PathReport;
+use crate::control::desired::NodeId;
+
+/// One peer as one worker sees it.
+#[derive(Clone, Debug)]
+pub struct PeerReport {
+    /// Which.
+    pub id: PeerId,
+    /// Its name.
+    pub node: NodeId,
+    /// Addresses from the state source.
+    pub configured: Vec<SocketAddr>,
+    /// Whether packets can flow.
+    pub state: PeerState,
+    /// When that last changed.
+    pub since: Instant,
+    /// Live connections.
+    pub links: Vec<LinkReport>,
+    /// Why the last connection was refused or ended; empty if none was.
+    pub last_error: String,
+}
+
+/// One live connection.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkReport {
+    /// Address of the other side.
+    pub remote: SocketAddr,
+    /// Its path.
+    pub path: PathReport,
+}
+
+/// Whether packets can flow to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// At least one live connection.
+    Connected,
+    /// This side dials.
+    Connecting,
+    /// The other side dials.
+    Waiting,
+}
+
+impl PeerState {
+    /// As the operator sees it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "Connected",
+            Self::Connecting => "Connecting",
+            Self::Waiting => "Waiting",
+        }
+    }
+}
+
+/// Lets one log line through per second and counts the others.
+#[derive(Debug, Default)]
+pub(super) struct Throttle {
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Throttle {
+    /// How many lines were held back since the last one, if this one may be written.
+    pub(super) fn allow(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .last
+            .is_some_and(|last| now < last + Duration::from_secs(1))
+        {
+            self.suppressed += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}

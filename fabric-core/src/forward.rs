@@ -63,38 +63,16 @@ impl Forwarder {
         let (next_hop, onward) = match snapshot.next_hop(headers.destination) {
             Some(hop @ NextHop::Local(port)) => (hop, Verdict::Deliver(port)),
             Some(hop @ NextHop::Peer(peer)) => (hop, Verdict::Send(peer)),
-            Some(NextHop::Unassigned) => {
-                return self.answer(
-                    IcmpError::HostUnreachable,
-                    DropReason::NoSuchPod,
-                    &refused,
-                    reply,
-                );
-            }
-            None => {
-                return self.answer(
-                    IcmpError::NetUnreachable,
-                    DropReason::NoRoute,
-                    &refused,
-                    reply,
-                );
-            }
+            Some(NextHop::Unassigned) => return self.refuse(NO_SUCH_POD, &refused, reply),
+            None => return self.refuse(NO_ROUTE, &refused, reply),
         };
         if headers.ttl <= 1 {
-            return self.answer(
-                IcmpError::TimeExceeded,
-                DropReason::TtlExpired,
-                &refused,
-                reply,
-            );
+            return self.refuse(TTL_EXPIRED, &refused, reply);
         }
         let verdict = match fit(headers, offload) {
             Fit::Whole => onward,
             Fit::InFragments => Verdict::Fragment(next_hop),
-            Fit::Never => {
-                let too_big = IcmpError::TooBig { mtu: POD_MTU };
-                return self.answer(too_big, DropReason::TooBig, &refused, reply);
-            }
+            Fit::Never => return self.refuse(TOO_BIG, &refused, reply),
             Fit::Contradiction => return Verdict::Drop(DropReason::BadOffload),
         };
         rewrite::decrement_ttl(packet, headers);
@@ -130,12 +108,7 @@ impl Forwarder {
                     headers,
                     now,
                 };
-                return self.answer(
-                    IcmpError::HostUnreachable,
-                    DropReason::NoSuchPod,
-                    &refused,
-                    reply,
-                );
+                return self.refuse(NO_SUCH_POD, &refused, reply);
             }
             // Never from tunnel to tunnel: no peer can use this node to reach another, and no
             // disagreement between two nodes about a route can become a loop.
@@ -150,11 +123,10 @@ impl Forwarder {
     }
 
     /// Writes the ICMP error into `reply` if one is due and within the rate; else the packet is
-    /// dropped for `reason`.
-    fn answer(
+    /// dropped for its reason.
+    fn refuse(
         &mut self,
-        error: IcmpError,
-        reason: DropReason,
+        (error, reason): Refusal,
         refused: &Refused<'_>,
         reply: &mut Vec<u8>,
     ) -> Verdict {
@@ -178,7 +150,15 @@ impl Forwarder {
     }
 }
 
-/// A packet that cannot go on, and what it takes to tell its sender.
+/// What the sender is told, and under which name the packet is counted if it cannot be told.
+type Refusal = (IcmpError, DropReason);
+
+const NO_SUCH_POD: Refusal = (IcmpError::HostUnreachable, DropReason::NoSuchPod);
+const NO_ROUTE: Refusal = (IcmpError::NetUnreachable, DropReason::NoRoute);
+const TTL_EXPIRED: Refusal = (IcmpError::TimeExceeded, DropReason::TtlExpired);
+const TOO_BIG: Refusal = (IcmpError::TooBig { mtu: POD_MTU }, DropReason::TooBig);
+
+/// A packet that may have to be refused, and what it takes to tell its sender.
 struct Refused<'a> {
     snapshot: &'a Snapshot,
     prefix: &'a [u8],

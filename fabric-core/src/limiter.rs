@@ -25,9 +25,8 @@ pub const GLOBAL_BURST_MAX: u32 = 50;
 pub const RECEIVER_PER_SECOND_MAX: u32 = 10;
 /// Errors of one class that may follow each other at once to one address.
 pub const RECEIVER_BURST_MAX: u32 = 10;
-/// Addresses remembered per class. Beyond that the one unused for the longest time among the
-/// [`WAYS`] candidates is forgotten and would start with a full bucket; the global bucket still
-/// holds.
+/// Addresses remembered per class. Where a new one finds no place, the one unused for the longest
+/// time among four is forgotten and would start with a full bucket; the global bucket still holds.
 pub const RECEIVERS_MAX: usize = 512;
 
 /// Places where one address may be remembered.
@@ -138,7 +137,10 @@ struct Rate {
 
 impl Rate {
     const fn new(per_second: u32, burst: u32) -> Self {
-        let per_token = Duration::from_nanos(1_000_000_000 / per_second as u64);
+        // Evaluated at compile time: a rate of zero would not build.
+        let Some(per_token) = Duration::from_secs(1).checked_div(per_second) else {
+            panic!("a rate of zero");
+        };
         Self {
             per_token,
             to_fill: per_token.saturating_mul(burst),

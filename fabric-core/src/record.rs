@@ -144,3 +144,128 @@ fn flags(offload: Offload) -> u8 {
     };
     checksum | gso
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn gso() -> impl Strategy<Value = Gso> {
+        let kinds = vec![GsoKind::Tcp, GsoKind::TcpEcn, GsoKind::Udp];
+        (prop::sample::select(kinds), 1..=u16::MAX).prop_map(|(kind, size)| Gso {
+            kind,
+            size: NonZeroU16::new(size).unwrap(),
+        })
+    }
+
+    fn header() -> impl Strategy<Value = StreamHeader> {
+        (1..=PACKET_BYTES_MAX, any::<bool>(), prop::option::of(gso())).prop_map(
+            |(packet_len, needs_checksum, gso)| StreamHeader {
+                packet_len,
+                offload: Offload {
+                    needs_checksum,
+                    gso,
+                },
+            },
+        )
+    }
+
+    /// Bytes near the valid ones: random flags, lengths and sizes that are often small or zero.
+    fn nearly_valid() -> impl Strategy<Value = [u8; STREAM_HEADER_LEN]> {
+        let len = prop_oneof![0..=PACKET_BYTES_MAX.saturating_add(2), any::<u32>()];
+        let flags = prop_oneof![0..8_u8, any::<u8>()];
+        let reserved = prop_oneof![4 => Just(0_u8), 1 => any::<u8>()];
+        let size = prop_oneof![Just(0_u16), any::<u16>()];
+        (len, flags, reserved, size).prop_map(|(len, flags, reserved, size)| {
+            let [l0, l1, l2, l3] = len.to_be_bytes();
+            let [s0, s1] = size.to_be_bytes();
+            [l0, l1, l2, l3, flags, reserved, s0, s1]
+        })
+    }
+
+    /// The layout on the wire is fixed: two nodes of different versions must read the same.
+    #[test]
+    fn layout_is_fixed() {
+        let header = StreamHeader {
+            packet_len: 0x0001_0002,
+            offload: Offload {
+                needs_checksum: true,
+                gso: Some(Gso {
+                    kind: GsoKind::TcpEcn,
+                    size: NonZeroU16::new(0x05b4).unwrap(),
+                }),
+            },
+        };
+        assert_eq!(header.encode(), [0, 1, 0, 2, 0b101, 0, 0x05, 0xb4]);
+        assert_eq!(encode_datagram(true), 1);
+        assert_eq!(encode_datagram(false), 0);
+    }
+
+    /// Each way to be wrong has its own error.
+    #[test]
+    fn wrong_headers_are_named() {
+        let cases = [
+            ([0, 0, 0, 0, 0, 0, 0, 0], RecordError::Length(0)),
+            ([0, 1, 0, 0x28, 0, 0, 0, 0], RecordError::Length(65_576)),
+            ([0, 0, 0, 1, 0b1000, 0, 0, 0], RecordError::Flags(0b1000)),
+            ([0, 0, 0, 1, 0, 1, 0, 0], RecordError::Flags(1)),
+            ([0, 0, 0, 1, 0, 0, 0, 9], RecordError::SegmentSize(9)),
+            ([0, 0, 0, 1, 0b10, 0, 0, 0], RecordError::SegmentSize(0)),
+        ];
+        for (bytes, error) in cases {
+            assert_eq!(StreamHeader::decode(bytes), Err(error));
+        }
+        assert_eq!(decode_datagram(&[]), Err(RecordError::Empty));
+        assert_eq!(decode_datagram(&[1]), Err(RecordError::Empty));
+        assert_eq!(decode_datagram(&[2, 0x45]), Err(RecordError::Flags(2)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// What is encoded decodes to the same.
+        #[test]
+        fn stream_header_round_trips(header in header()) {
+            prop_assert_eq!(StreamHeader::decode(header.encode()), Ok(header));
+        }
+
+        /// Random bytes are refused, or stand for one header that is written exactly like this.
+        #[test]
+        fn every_header_has_one_encoding(
+            bytes in prop_oneof![nearly_valid(), any::<[u8; STREAM_HEADER_LEN]>()],
+        ) {
+            if let Ok(header) = StreamHeader::decode(bytes) {
+                prop_assert_eq!(header.encode(), bytes);
+                prop_assert!((1..=PACKET_BYTES_MAX).contains(&header.packet_len));
+            }
+        }
+
+        /// A datagram decodes to the flag and the packet that went into it.
+        #[test]
+        fn datagram_round_trips(
+            needs_checksum in any::<bool>(),
+            packet in prop::collection::vec(any::<u8>(), 1..200),
+        ) {
+            let mut datagram = vec![encode_datagram(needs_checksum)];
+            datagram.extend_from_slice(&packet);
+            let offload = Offload { needs_checksum, gso: None };
+            prop_assert_eq!(decode_datagram(&datagram), Ok((offload, packet.as_slice())));
+        }
+
+        /// Random datagrams are refused, or encode again to the same bytes.
+        #[test]
+        fn every_datagram_has_one_encoding(
+            datagram in prop::collection::vec(prop_oneof![0..3_u8, any::<u8>()], 0..40),
+        ) {
+            if let Ok((offload, packet)) = decode_datagram(&datagram) {
+                let mut again = vec![encode_datagram(offload.needs_checksum)];
+                again.extend_from_slice(packet);
+                prop_assert_eq!(again.as_slice(), datagram.as_slice());
+                prop_assert!(!packet.is_empty());
+            }
+        }
+    }
+}

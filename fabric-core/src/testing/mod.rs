@@ -1,1 +1,3 @@
-//! Packet makers and the naive reference model.
+//! What tests of this crate and of others build on: the naive reference model of the fabric.
+
+pub mod model;

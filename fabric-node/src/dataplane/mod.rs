@@ -1,1 +1,229 @@
-//! dataplane
+//! Moves packets: worker threads that own ports and connections, and run each packet to completion.
+//!
+//! Comes in: TUN devices, snapshots, peers. Goes out: packets on TUN devices and on the underlay,
+//! exact accounts of both. Never done here: configuration, files, tokio.
+//!
+//! In the order a packet meets them: [`port`] reads it, [`worker`] decides (with
+//! [`fabric_core::forward`]) and runs the loop, [`deliver`] writes it to a TUN, [`outbound`] makes it
+//! a record for a peer. [`published`] is what all workers read, [`mailbox`] how they are told.
+//!
+//! A port is read by one worker only (its number modulo the workers) and each connection belongs to
+//! one worker, so a flow keeps its order; any worker writes to any TUN.
+
+pub mod deliver;
+mod epoll;
+pub mod mailbox;
+pub mod outbound;
+mod port;
+pub mod published;
+mod worker;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use fabric_core::{counters::Counters, ids::PortId};
+
+use self::{
+    mailbox::{Command, Mailbox, Waker},
+    published::Published,
+    worker::Worker,
+};
+use crate::{
+    sys::tun::Tun,
+    tunnel::{
+        endpoint::{Endpoint, EndpointContext},
+        report::PeerReport,
+    },
+};
+
+/// A worker that does not answer a command within this time is stuck.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// Handle of the running workers. Cheap to share; all methods may be called from any thread.
+pub struct Dataplane {
+    published: Arc<ArcSwap<Published>>,
+    workers: Vec<Running>,
+}
+
+struct Running {
+    mailbox: Mailbox,
+    report: Arc<Mutex<WorkerReport>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a worker tells of itself, consistent in itself.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerReport {
+    /// Its packet account.
+    pub counters: Counters,
+    /// Its view of the peers; refreshed at least twice a second.
+    pub peers: Vec<PeerReport>,
+}
+
+impl Dataplane {
+    /// Binds the underlay and starts `context.workers` workers; worker i listens on port + i.
+    ///
+    /// # Errors
+    ///
+    /// An underlay address cannot be bound, or a thread cannot be started.
+    pub fn start(context: &EndpointContext, underlay: &[SocketAddr]) -> anyhow::Result<Self> {
+        let published = Arc::new(ArcSwap::from_pointee(Published::default()));
+        let mut prepared = Vec::new();
+        for index in 0..context.workers {
+            let locals = worker_addresses(underlay, index)?;
+            let context = EndpointContext {
+                worker: index,
+                ..context.clone()
+            };
+            prepared.push((index, Endpoint::bind(context, &locals)?, mailbox::pair()?));
+        }
+        let wakers: Arc<[Waker]> = prepared
+            .iter()
+            .map(|(_, _, (mailbox, _))| mailbox.waker())
+            .collect();
+        let mut workers = Vec::new();
+        for (index, endpoint, (mailbox, inbox)) in prepared {
+            let report = Arc::new(Mutex::new(WorkerReport::default()));
+            let worker = Worker::new(
+                endpoint,
+                published.clone(),
+                inbox,
+                report.clone(),
+                wakers.clone(),
+            )
+            .with_context(|| format!("worker {index}"))?;
+            let thread = std::thread::Builder::new()
+                .name(format!("fabric-data-{index}"))
+                .spawn(move || worker.run())
+                .with_context(|| format!("cannot start the thread of worker {index}"))?;
+            workers.push(Running {
+                mailbox,
+                report,
+                thread: Mutex::new(Some(thread)),
+            });
+        }
+        Ok(Self { published, workers })
+    }
+
+    /// Puts a new state in force. Packets read after this call are decided by it.
+    pub fn publish(&self, next: Published) {
+        self.published.store(Arc::new(next));
+        for worker in &self.workers {
+            worker.mailbox.waker().wake();
+        }
+    }
+
+    /// Begins to read a port whose device and routes have been published.
+    ///
+    /// # Errors
+    ///
+    /// The worker does not answer.
+    pub fn open_port(&self, id: PortId, tun: Arc<Tun>) -> anyhow::Result<()> {
+        self.ask(id, |done| Command::OpenPort { id, tun, done })
+    }
+
+    /// Stops to read a port; when it returns, no worker holds its device for reading.
+    ///
+    /// # Errors
+    ///
+    /// The worker does not answer.
+    pub fn close_port(&self, id: PortId) -> anyhow::Result<()> {
+        self.ask(id, |done| Command::ClosePort { id, done })
+    }
+
+    /// The reports of all workers.
+    #[must_use]
+    pub fn reports(&self) -> Vec<WorkerReport> {
+        self.workers
+            .iter()
+            .map(|worker| {
+                worker
+                    .report
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone()
+            })
+            .collect()
+    }
+
+    /// Sum of all workers' accounts.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.reports()
+            .iter()
+            .fold(Counters::default(), |mut sum, report| {
+                sum.merge(&report.counters);
+                sum
+            })
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Closes all connections and ends the threads.
+    pub fn shut_down(&self) {
+        for worker in &self.workers {
+            worker.mailbox.send(Command::ShutDown);
+        }
+        for worker in &self.workers {
+            let thread = worker
+                .thread
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if thread.is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!("a data-plane worker had panicked");
+            }
+        }
+    }
+
+    /// Whether all workers run.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.workers.iter().all(|worker| {
+            let thread = worker.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        })
+    }
+
+    fn ask(
+        &self,
+        id: PortId,
+        command: impl FnOnce(std::sync::mpsc::SyncSender<()>) -> Command,
+    ) -> anyhow::Result<()> {
+        let worker = self
+            .workers
+            .get(id.0 as usize % self.workers.len().max(1))
+            .context("there are no workers")?;
+        let (done, answered) = std::sync::mpsc::sync_channel(1);
+        worker.mailbox.send(command(done));
+        answered
+            .recv_timeout(ANSWER_MAX)
+            .with_context(|| format!("the worker of port {} does not answer", id.0))
+    }
+}
+
+/// The addresses that worker `index` binds: those of the node with its own port.
+fn worker_addresses(underlay: &[SocketAddr], index: u32) -> anyhow::Result<Vec<SocketAddr>> {
+    underlay
+        .iter()
+        .map(|address| {
+            let port = u16::try_from(index)
+                .ok()
+                .and_then(|index| address.port().checked_add(index))
+                .with_context(|| {
+                    format!("no UDP port is left for worker {index} above {address}")
+                })?;
+            Ok(SocketAddr::new(address.ip(), port))
+        })
+        .collect()
+}

@@ -56,10 +56,17 @@ impl BufferPool {
 
     /// A copy of `bytes` in a shared area.
     pub fn copy(&mut self, bytes: &[u8]) -> BytesMut {
-        if self.small.capacity() < bytes.len() && !self.small.try_reclaim(SMALL_AREA_BYTES) {
-            self.small = BytesMut::with_capacity(SMALL_AREA_BYTES.max(bytes.len()));
+        self.copy_parts(bytes, &[])
+    }
+
+    /// A copy of `head` and `tail`, one after the other, in a shared area.
+    pub fn copy_parts(&mut self, head: &[u8], tail: &[u8]) -> BytesMut {
+        let len = head.len() + tail.len();
+        if self.small.capacity() < len && !self.small.try_reclaim(SMALL_AREA_BYTES) {
+            self.small = BytesMut::with_capacity(SMALL_AREA_BYTES.max(len));
         }
-        self.small.extend_from_slice(bytes);
+        self.small.extend_from_slice(head);
+        self.small.extend_from_slice(tail);
         self.small.split()
     }
 }

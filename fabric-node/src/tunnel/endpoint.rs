@@ -96,6 +96,7 @@ pub struct Endpoint {
     lost: u64,
     bad_records: u64,
     workers_learned: bool,
+    changed: bool,
     strangers: Throttle,
     refusals: Throttle,
     responses: Vec<(Transmit, Vec<u8>)>,
@@ -172,6 +173,7 @@ impl Endpoint {
             lost: 0,
             bad_records: 0,
             workers_learned: false,
+            changed: true,
             strangers: Throttle::default(),
             refusals: Throttle::default(),
             responses: Vec::new(),
@@ -207,6 +209,7 @@ impl Endpoint {
                 .or_insert_with(|| PeerEntry::new(peer.clone(), now));
             entry.peer = peer.clone();
         }
+        self.changed = true;
         self.cut_moved(now);
         self.dial(now);
     }
@@ -365,6 +368,11 @@ impl Endpoint {
     /// True once after a peer told how many workers it has.
     pub fn take_workers_learned(&mut self) -> bool {
         std::mem::take(&mut self.workers_learned)
+    }
+
+    /// True once after a peer came, went or changed its state.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// The state of every peer.

@@ -59,8 +59,8 @@ impl RecordAssembler {
     }
 
     /// Copies the first bytes of the record at hand into `prefix`; returns how many there were.
-    pub fn copy_prefix(&self, header: StreamHeader, prefix: &mut [u8]) -> usize {
-        let wanted = prefix.len().min(header.packet_len as usize);
+    pub fn copy_prefix(&self, packet_len: usize, prefix: &mut [u8]) -> usize {
+        let wanted = prefix.len().min(packet_len);
         let mut filled = 0;
         for chunk in &self.chunks {
             let Some(room) = prefix.get_mut(filled..wanted) else {
@@ -101,6 +101,19 @@ impl RecordAssembler {
             left -= n;
         }
         Some(used)
+    }
+
+    /// Appends the first `len` bytes of the record at hand to `out`.
+    pub fn append_to(&self, len: usize, out: &mut Vec<u8>) {
+        let mut left = len;
+        for chunk in &self.chunks {
+            let n = left.min(chunk.len());
+            out.extend_from_slice(&chunk[..n]);
+            left -= n;
+            if left == 0 {
+                break;
+            }
+        }
     }
 
     /// Drops the record at hand from the front.
@@ -186,11 +199,11 @@ mod tests {
                 rest = tail;
                 assembler.push(Bytes::copy_from_slice(chunk));
                 while let Some(header) = assembler.next_record().unwrap() {
-                    let mut slices = [const { IoSlice::new(&[]) }; RECORD_SLICES_MAX * 4];
+                    let mut slices = [IoSlice::new(&[]); RECORD_SLICES_MAX * 4];
                     let used = assembler.slices(header.packet_len as usize, &mut slices, 0).unwrap();
                     let packet: Vec<u8> = slices[..used].iter().flat_map(|s| s.iter().copied()).collect();
                     let mut prefix = [0; 40];
-                    let n = assembler.copy_prefix(header, &mut prefix);
+                    let n = assembler.copy_prefix(header.packet_len as usize, &mut prefix);
                     prop_assert_eq!(&prefix[..n], &packet[..n]);
                     out.push(packet);
                     assembler.consume();

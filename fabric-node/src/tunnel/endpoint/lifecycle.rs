@@ -249,6 +249,7 @@ impl Endpoint {
         self.handed.packets += handed.packets;
         self.handed.bytes += handed.bytes;
         self.lost += lost;
+        self.changed = true;
         let Some(entry) = peer.and_then(|peer| self.peers.get_mut(&peer)) else {
             return;
         };

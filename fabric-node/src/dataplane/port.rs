@@ -1,0 +1,49 @@
+//! Reads a TUN device.
+
+use std::{io, sync::Arc};
+
+use bytes::BytesMut;
+use fabric_core::{ids::PortId, offload::VnetHeader};
+
+use super::outbound::HEADROOM;
+use crate::sys::tun::Tun;
+
+/// A device that this worker reads.
+pub(super) struct Port {
+    pub(super) id: PortId,
+    pub(super) tun: Arc<Tun>,
+    /// Readable as far as is known.
+    pub(super) ready: bool,
+}
+
+/// What a read gave.
+pub(super) enum Read {
+    /// A packet of this many bytes behind the headroom of the buffer.
+    Packet(VnetHeader, usize),
+    /// Nothing more at present.
+    Empty,
+    /// The device is gone.
+    Gone(io::Error),
+}
+
+impl Port {
+    pub(super) fn read(&mut self, buffer: &mut BytesMut) -> Read {
+        let mut vnet = [0; VnetHeader::LEN];
+        let Some(room) = buffer.get_mut(HEADROOM..) else {
+            return Read::Empty;
+        };
+        match self.tun.read(&mut vnet, room) {
+            Ok(len) => Read::Packet(VnetHeader::decode(vnet), len),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                self.ready = false;
+                Read::Empty
+            }
+            Err(error) => Read::Gone(error),
+        }
+    }
+}

@@ -1,0 +1,544 @@
+//! One worker's loop: read a batch, decide, write; then send, then sleep.
+//!
+//! Per packet there is no lock, no log and no wait. The snapshot is loaded once per turn, the
+//! account is published once per turn.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, Cache};
+use bytes::BytesMut;
+use fabric_core::{
+    counters::{Counters, Side},
+    forward::Forwarder,
+    ids::{Generation, PeerId, PortId},
+    offload::{Offload, VnetHeader},
+    packet::{Headers, fragment, parse, parse::HEADER_PREFIX_LEN},
+    snapshot::POD_MTU,
+    verdict::{DropReason, NextHop, Verdict},
+};
+
+use super::{
+    WorkerReport,
+    deliver::{Content, DeliverScratch, deliver},
+    epoll::Epoll,
+    mailbox::{Command, Inbox, Waker},
+    outbound::{self, HEADROOM},
+    port::{Port, Read},
+    published::Published,
+};
+use crate::tunnel::{buffers::BufferPool, endpoint::Endpoint, link::Received};
+
+/// Packets read from one port before the next one has its turn. 16 super-packets are 1 MiB.
+const READS_PER_PORT_MAX: usize = 16;
+/// How often the view of the peers is refreshed for the operator.
+const PEER_REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Numbers of descriptors in epoll; ports come after.
+const INBOX: u64 = 0;
+const SOCKETS: u64 = 1;
+const PORTS: u64 = 1 << 32;
+
+pub(super) struct Worker {
+    endpoint: Endpoint,
+    published: Cache<Arc<ArcSwap<Published>>, Arc<Published>>,
+    generation: Option<Generation>,
+    inbox: Inbox,
+    wakers: Arc<[Waker]>,
+    epoll: Epoll,
+    waiting_to_write: bool,
+    ports: Vec<Port>,
+    underlay_ready: bool,
+    path: Path,
+    report: Arc<Mutex<WorkerReport>>,
+    reported: Instant,
+    running: bool,
+}
+
+/// What a packet passes through: everything but the endpoint, so that records can be taken from the
+/// endpoint while packets are written.
+struct Path {
+    forwarder: Forwarder,
+    counters: Counters,
+    buffer: BytesMut,
+    pool: BufferPool,
+    reply: Vec<u8>,
+    segments: Vec<u8>,
+    deliver: DeliverScratch,
+    /// Answers to packets of peers, sent when the endpoint is free again.
+    answers: Vec<(PeerId, Vec<u8>)>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        published: Arc<ArcSwap<Published>>,
+        inbox: Inbox,
+        report: Arc<Mutex<WorkerReport>>,
+        wakers: Arc<[Waker]>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(&inbox, INBOX)?;
+        for descriptor in endpoint.descriptors() {
+            epoll.add(descriptor, SOCKETS)?;
+        }
+        let mut pool = BufferPool::default();
+        Ok(Self {
+            endpoint,
+            published: Cache::new(published),
+            generation: None,
+            inbox,
+            wakers,
+            epoll,
+            waiting_to_write: false,
+            ports: Vec::new(),
+            underlay_ready: true,
+            path: Path {
+                forwarder: Forwarder::default(),
+                counters: Counters::default(),
+                buffer: pool.take(),
+                pool,
+                reply: Vec::with_capacity(1280),
+                segments: Vec::with_capacity(2048),
+                deliver: DeliverScratch::default(),
+                answers: Vec::new(),
+            },
+            report,
+            reported: Instant::now(),
+            running: true,
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        while self.running {
+            let now = Instant::now();
+            let published = Arc::clone(self.published.load());
+            self.follow(&published, now);
+            self.turn(&published, now);
+            self.publish_report(now);
+            self.sleep();
+        }
+        self.endpoint.shut_down(Instant::now());
+    }
+
+    /// One pass over everything that may be ready.
+    fn turn(&mut self, published: &Published, now: Instant) {
+        if std::mem::take(&mut self.underlay_ready) {
+            self.endpoint.receive(now);
+        }
+        if self.endpoint.next_timeout().is_some_and(|due| due <= now) {
+            self.endpoint.handle_timeouts(now);
+        }
+        let path = &mut self.path;
+        self.endpoint.take_records(now, |peer, record| {
+            path.ingress(published, peer, record, now)
+        });
+        self.path.send_answers(&mut self.endpoint);
+        self.read_ports(published, now);
+        self.endpoint.transmit(now);
+    }
+
+    fn read_ports(&mut self, published: &Published, now: Instant) {
+        let mut gone = Vec::new();
+        for port in self.ports.iter_mut().filter(|port| port.ready) {
+            for _ in 0..READS_PER_PORT_MAX {
+                match port.read(&mut self.path.buffer) {
+                    Read::Packet(vnet, len) => {
+                        self.path
+                            .egress(published, &mut self.endpoint, port, vnet, len, now);
+                    }
+                    Read::Empty => break,
+                    Read::Gone(error) => {
+                        tracing::warn!(port = port.id.0, device = port.tun.name(), %error, "the device is gone");
+                        gone.push(port.id);
+                        break;
+                    }
+                }
+            }
+        }
+        for id in gone {
+            self.close_port(id);
+        }
+    }
+
+    /// Applies a changed state and the commands that came with it.
+    fn follow(&mut self, published: &Published, now: Instant) {
+        self.inbox.clear();
+        if self.generation != Some(published.snapshot.generation()) {
+            self.generation = Some(published.snapshot.generation());
+            self.endpoint.set_peers(&published.peers, now);
+        }
+        while let Some(command) = self.inbox.next() {
+            match command {
+                Command::OpenPort { id, tun, done } => {
+                    if let Err(error) = self.epoll.add(&*tun, PORTS | u64::from(id.0)) {
+                        tracing::error!(port = id.0, %error, "cannot wait for the device");
+                    }
+                    self.ports.push(Port {
+                        id,
+                        tun,
+                        ready: true,
+                    });
+                    let _ = done.send(());
+                }
+                Command::ClosePort { id, done } => {
+                    self.close_port(id);
+                    let _ = done.send(());
+                }
+                Command::ShutDown => self.running = false,
+            }
+        }
+        if self.endpoint.take_workers_learned() {
+            self.wakers.iter().for_each(Waker::wake);
+        }
+    }
+
+    fn close_port(&mut self, id: PortId) {
+        for port in self.ports.extract_if(.., |port| port.id == id) {
+            self.epoll.remove(&*port.tun);
+        }
+    }
+
+    fn sleep(&mut self) {
+        self.watch_writable();
+        let busy = self.ports.iter().any(|port| port.ready) || self.endpoint.has_more();
+        let timeout = if busy {
+            Some(Duration::ZERO)
+        } else {
+            let due = self.endpoint.next_timeout();
+            due.map(|due| due.saturating_duration_since(Instant::now()))
+        };
+        let (ports, underlay_ready) = (&mut self.ports, &mut self.underlay_ready);
+        let waited = self.epoll.wait(timeout, |number| match number {
+            INBOX => {}
+            SOCKETS => *underlay_ready = true,
+            number => {
+                if let Some(port) = ports
+                    .iter_mut()
+                    .find(|port| PORTS | u64::from(port.id.0) == number)
+                {
+                    port.ready = true;
+                }
+            }
+        });
+        if let Err(error) = waited {
+            tracing::error!(%error, "waiting for packets failed: the worker stops");
+            self.running = false;
+        }
+    }
+
+    /// While a batch waits for room in a socket, its becoming writable ends the sleep.
+    fn watch_writable(&mut self) {
+        let wanted = self.endpoint.is_held();
+        if wanted != self.waiting_to_write {
+            self.waiting_to_write = wanted;
+            for descriptor in self.endpoint.descriptors() {
+                if let Err(error) = self.epoll.watch_writable(descriptor, SOCKETS, wanted) {
+                    tracing::error!(%error, "cannot wait for the underlay to take more");
+                }
+            }
+        }
+    }
+
+    fn publish_report(&mut self, now: Instant) {
+        let accounts = self.endpoint.take_accounts();
+        let counters = &mut self.path.counters;
+        counters.delivered_peers.packets += accounts.handed.packets;
+        counters.delivered_peers.bytes += accounts.handed.bytes;
+        for _ in 0..accounts.lost {
+            counters.record_dropped(DropReason::PeerDisconnected);
+        }
+        for _ in 0..accounts.bad_records {
+            counters.record_received(Side::Peer, 0);
+            counters.record_dropped(DropReason::BadRecord);
+        }
+        counters.queued = self.endpoint.queued();
+        let peers = (now >= self.reported + PEER_REPORT_INTERVAL || self.endpoint.take_changed())
+            .then(|| self.endpoint.reports());
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.counters.clone_from(counters);
+        if let Some(peers) = peers {
+            report.peers = peers;
+            self.reported = now;
+        }
+    }
+}
+
+impl Path {
+    /// A packet from a port of this worker, at `HEADROOM..` of the buffer.
+    fn egress(
+        &mut self,
+        published: &Published,
+        endpoint: &mut Endpoint,
+        from: &Port,
+        vnet: VnetHeader,
+        len: usize,
+        now: Instant,
+    ) {
+        self.counters.record_received(Side::from(from.id), len);
+        if let Err(reason) = self.try_egress(published, endpoint, from, vnet, len, now) {
+            self.counters.record_dropped(reason);
+        }
+    }
+
+    fn try_egress(
+        &mut self,
+        published: &Published,
+        endpoint: &mut Endpoint,
+        from: &Port,
+        vnet: VnetHeader,
+        len: usize,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let packet = self
+            .buffer
+            .get_mut(HEADROOM..HEADROOM + len)
+            .ok_or(DropReason::BadTotalLength)?;
+        let headers = parse(packet, len)?;
+        let offload = vnet.offload_of_local(packet, &headers)?;
+        let verdict = self.forwarder.egress(
+            &published.snapshot,
+            from.id,
+            packet,
+            &headers,
+            offload,
+            now,
+            &mut self.reply,
+        );
+        match verdict {
+            Verdict::Deliver(to) => {
+                let packet = self.buffer.get(HEADROOM..).unwrap_or_default();
+                let content = Content::Whole(packet);
+                deliver_to(published, to, &headers, offload, content, &mut self.deliver)?;
+                self.counters.record_delivered(Side::from(to), len);
+                Ok(())
+            }
+            Verdict::Send(peer) => self.send(endpoint, peer, &headers, offload),
+            Verdict::Fragment(next_hop) => {
+                self.send_fragments(published, endpoint, next_hop, &headers, offload, len)
+            }
+            Verdict::Answer => {
+                self.counters.record_answered();
+                // An answer that cannot be written changes nothing about the packet's account.
+                let _ = write_own(&from.tun, &self.reply, &mut self.deliver);
+                Ok(())
+            }
+            Verdict::Drop(reason) => Err(reason),
+        }
+    }
+
+    fn send(
+        &mut self,
+        endpoint: &mut Endpoint,
+        peer: PeerId,
+        headers: &Headers,
+        offload: Offload,
+    ) -> Result<(), DropReason> {
+        let link = endpoint
+            .link(peer, outbound::flow_hash(headers))
+            .ok_or(DropReason::PeerUnreachable)?;
+        let (buffer, pool) = (&mut self.buffer, &mut self.pool);
+        outbound::send(
+            link,
+            buffer,
+            pool,
+            headers,
+            offload,
+            true,
+            &mut self.segments,
+        )
+    }
+
+    /// An IPv4 packet larger than the link that may be cut: a pod has raised its own MTU.
+    fn send_fragments(
+        &mut self,
+        published: &Published,
+        endpoint: &mut Endpoint,
+        next_hop: NextHop,
+        headers: &Headers,
+        offload: Offload,
+        len: usize,
+    ) -> Result<(), DropReason> {
+        let mut whole = self
+            .buffer
+            .get(HEADROOM..HEADROOM + len)
+            .unwrap_or_default()
+            .to_vec();
+        if offload.needs_checksum {
+            fabric_core::packet::checksum::complete_checksum(&mut whole, headers)?;
+        }
+        let mut fragments: Vec<Vec<u8>> = Vec::new();
+        fragment::split(
+            &whole,
+            headers,
+            POD_MTU as usize,
+            &mut self.segments,
+            |fragment| {
+                fragments.push(fragment.to_vec());
+            },
+        )?;
+        let count = fragments.len();
+        for (index, bytes) in fragments.into_iter().enumerate() {
+            let headers = parse(&bytes, bytes.len())?;
+            let is_last = index + 1 == count;
+            match next_hop {
+                NextHop::Local(to) => {
+                    let content = Content::Whole(&bytes);
+                    deliver_to(
+                        published,
+                        to,
+                        &headers,
+                        Offload::NONE,
+                        content,
+                        &mut self.deliver,
+                    )?;
+                    if is_last {
+                        self.counters.record_delivered(Side::from(to), len);
+                    }
+                }
+                NextHop::Peer(peer) => {
+                    self.send_bytes(endpoint, peer, &bytes, &headers, is_last)?
+                }
+                NextHop::Unassigned => return Err(DropReason::NoSuchPod),
+            }
+        }
+        Ok(())
+    }
+
+    /// A packet from a peer.
+    fn ingress(&mut self, published: &Published, peer: PeerId, record: Received<'_>, now: Instant) {
+        let (offload, len) = match &record {
+            Received::Datagram { offload, packet } => (*offload, packet.len()),
+            Received::Stream {
+                offload,
+                packet_len,
+                ..
+            } => (*offload, *packet_len),
+        };
+        self.counters.record_received(Side::Peer, len);
+        if let Err(reason) = self.try_ingress(published, peer, &record, offload, len, now) {
+            self.counters.record_dropped(reason);
+        }
+    }
+
+    fn try_ingress(
+        &mut self,
+        published: &Published,
+        peer: PeerId,
+        record: &Received<'_>,
+        offload: Offload,
+        len: usize,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let mut copied = [0; HEADER_PREFIX_LEN];
+        let prefix = match record {
+            Received::Datagram { packet, .. } => packet,
+            Received::Stream { pieces, .. } => {
+                let wanted = len.min(HEADER_PREFIX_LEN);
+                match pieces.contiguous_prefix(wanted) {
+                    Some(prefix) => prefix,
+                    None => {
+                        let filled = pieces.copy_prefix(len, &mut copied);
+                        copied.get(..filled).unwrap_or_default()
+                    }
+                }
+            }
+        };
+        let headers = parse(prefix, len)?;
+        let verdict = self.forwarder.ingress(
+            &published.snapshot,
+            peer,
+            prefix,
+            &headers,
+            now,
+            &mut self.reply,
+        );
+        match verdict {
+            Verdict::Deliver(to) => {
+                let content = match record {
+                    Received::Datagram { packet, .. } => Content::Whole(packet),
+                    Received::Stream { pieces, .. } => Content::Pieces(pieces),
+                };
+                deliver_to(published, to, &headers, offload, content, &mut self.deliver)?;
+                self.counters.record_delivered(Side::from(to), len);
+                Ok(())
+            }
+            Verdict::Answer => {
+                self.counters.record_answered();
+                self.answers.push((peer, self.reply.clone()));
+                Ok(())
+            }
+            Verdict::Drop(reason) => Err(reason),
+            // Never tunnel to tunnel.
+            Verdict::Send(_) | Verdict::Fragment(_) => Err(DropReason::DestinationNotLocal),
+        }
+    }
+
+    /// Sends the ICMP errors that packets of peers have earned.
+    fn send_answers(&mut self, endpoint: &mut Endpoint) {
+        for (peer, answer) in std::mem::take(&mut self.answers) {
+            if let Ok(headers) = parse(&answer, answer.len()) {
+                // An answer that finds no way changes nothing about the packet's account.
+                let _ = self.send_bytes(endpoint, peer, &answer, &headers, false);
+            }
+        }
+    }
+
+    fn send_bytes(
+        &mut self,
+        endpoint: &mut Endpoint,
+        peer: PeerId,
+        bytes: &[u8],
+        headers: &Headers,
+        account: bool,
+    ) -> Result<(), DropReason> {
+        let link = endpoint
+            .link(peer, outbound::flow_hash(headers))
+            .ok_or(DropReason::PeerUnreachable)?;
+        let (buffer, pool) = (&mut self.buffer, &mut self.pool);
+        let place = buffer
+            .get_mut(HEADROOM..HEADROOM + bytes.len())
+            .ok_or(DropReason::BadTotalLength)?;
+        place.copy_from_slice(bytes);
+        outbound::send(
+            link,
+            buffer,
+            pool,
+            headers,
+            Offload::NONE,
+            account,
+            &mut self.segments,
+        )
+    }
+}
+
+fn deliver_to(
+    published: &Published,
+    to: PortId,
+    headers: &Headers,
+    offload: Offload,
+    content: Content<'_>,
+    scratch: &mut DeliverScratch,
+) -> Result<(), DropReason> {
+    let tun = published.ports.get(&to).ok_or(DropReason::PortGone)?;
+    deliver(tun, headers, offload, content, scratch)
+}
+
+/// Writes a packet that this node made itself.
+fn write_own(
+    tun: &crate::sys::tun::Tun,
+    packet: &[u8],
+    scratch: &mut DeliverScratch,
+) -> Result<(), DropReason> {
+    let headers = parse(packet, packet.len())?;
+    deliver(
+        tun,
+        &headers,
+        Offload::NONE,
+        Content::Whole(packet),
+        scratch,
+    )
+}

@@ -1,1 +1,214 @@
 //! The only place that wires and spawns.
+//!
+//! In order: configuration, identity, the first desired state, the data plane, `fabric0`, the pods
+//! that were attached before, the sockets, and then whatever changes until a signal comes. On SIGTERM
+//! and SIGINT pods keep their devices; their traffic waits for the next daemon.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use fabric_core::ids::PortId;
+use tokio::sync::watch;
+
+use crate::{
+    admin::{server as admin_server, view::NodeView},
+    cni,
+    config::{self, NodeConfig, SourceConfig},
+    control::{desired::DesiredState, file, host, in_force::InForce, last_good::LastGood},
+    dataplane::Dataplane,
+    pki::identity::NodeIdentity,
+    sys::tun::TunOffloads,
+    tunnel::{
+        endpoint::EndpointContext,
+        secrets::Secrets,
+        transport::{Congestion, TunnelSettings},
+    },
+};
+
+/// Threads of the control plane's runtime; the data plane has its own.
+const CONTROL_THREADS: usize = 2;
+
+/// Runs a node until a signal ends it.
+///
+/// # Errors
+///
+/// Whatever keeps the node from starting; the message says what to mend.
+pub fn run(config: NodeConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("fabric-control")
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    // Netlink and namespaces block, so the node is put together outside the runtime.
+    let node = Node::start(&config)?;
+    runtime.block_on(node.serve(&config))
+}
+
+struct Node {
+    in_force: Arc<InForce>,
+    cni: cni::server::CniServer,
+    _watch: file::Watch,
+}
+
+impl Node {
+    fn start(config: &NodeConfig) -> anyhow::Result<Self> {
+        make_folders(config)?;
+        let identity = load_identity(config)?;
+        let last_good = LastGood::new(&config.state_dir);
+        let SourceConfig::File { path } = &config.source;
+        let desired = last_good.begin_with(file::read_directory(path), SystemTime::now())?;
+        let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
+        let wanted = wanted_offloads(config);
+        let host_tun = Arc::new(host::open(wanted)?);
+        tracing::info!(device = host::HOST_DEVICE, offloads = ?host_tun.offloads(), "host device open");
+        let in_force =
+            Arc::new(InForce::new(config.node.clone(), dataplane.clone(), host_tun.clone()));
+        in_force.set_desired(desired)?;
+        dataplane.open_port(PortId::HOST, host_tun)?;
+        let cni = cni::server::CniServer::start(config, in_force.clone(), wanted)?;
+        let watch = follow(path, in_force.clone(), last_good)?;
+        Ok(Self {
+            in_force,
+            cni,
+            _watch: watch,
+        })
+    }
+
+    async fn serve(self, config: &NodeConfig) -> anyhow::Result<()> {
+        let (stop, stopped) = watch::channel(false);
+        let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
+        let view = Arc::new(NodeView::new(self.in_force.clone()));
+        let admin = admin_server::serve(listener, view, until(stopped.clone()));
+        let cni = self.cni.serve(until(stopped));
+        tracing::info!(node = %config.node, admin = %config.admin.socket.display(), cni = %config.cni.socket.display(), "ready");
+        let signals = async {
+            let result = signal().await;
+            let _ = stop.send(true);
+            result
+        };
+        let (admin, cni, signal) = tokio::join!(admin, cni, signals);
+        tracing::info!(signal = signal?, "stopping");
+        self.in_force.dataplane().shut_down();
+        if self.in_force.attached().is_empty() {
+            tokio::task::spawn_blocking(host::remove).await?.context("removing fabric0")?;
+        } else {
+            tracing::info!("pods keep their devices and fabric0 its routes; the next start takes them over");
+        }
+        admin.context("the admin socket")?;
+        cni.context("the CNI socket")
+    }
+}
+
+/// Applies every change of the source, and keeps the last good state.
+fn follow(path: &Path, in_force: Arc<InForce>, last_good: LastGood) -> anyhow::Result<file::Watch> {
+    let watch = file::watch(path, move |desired: DesiredState| {
+        match in_force.set_desired(desired.clone()) {
+            Ok(()) => {
+                tracing::info!(nodes = desired.nodes.len(), generation = in_force.generation().0, "new state in force");
+                if let Err(error) = last_good.save(&desired, SystemTime::now()) {
+                    tracing::error!(%error, "the state in force will not survive a restart");
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the new state is refused; the last good one stays in force");
+            }
+        }
+    })?;
+    Ok(watch)
+}
+
+fn start_dataplane(
+    config: &NodeConfig,
+    identity: Arc<NodeIdentity>,
+    desired: &DesiredState,
+) -> anyhow::Result<Dataplane> {
+    let local = desired
+        .nodes
+        .get(&config.node)
+        .with_context(|| format!("node {} is not in the desired state: add it to the state source, or correct `node` in the configuration", config.node))?;
+    let underlay: Vec<SocketAddr> = local.underlay.clone();
+    let context = EndpointContext {
+        node: config.node.clone(),
+        identity,
+        worker: 0,
+        workers: config.dataplane.worker_count(),
+        boot_id: boot_id()?,
+        underlay_mtu: host::underlay_mtu(&underlay)?,
+        settings: TunnelSettings {
+            congestion: match config.tunnel.congestion {
+                config::Congestion::Cubic => Congestion::Cubic,
+                config::Congestion::Bbr => Congestion::Bbr,
+            },
+            idle_timeout: Duration::from_millis(config.tunnel.idle_timeout_ms),
+            keep_alive: Duration::from_millis(config.tunnel.keep_alive_ms),
+            reconnect_max: Duration::from_millis(config.tunnel.reconnect_max_ms),
+        },
+        secrets: Secrets::load_or_create(&config.state_dir)?,
+    };
+    tracing::info!(workers = context.workers, underlay = ?underlay, underlay_mtu = context.underlay_mtu, "starting the data plane");
+    Dataplane::start(&context, &underlay)
+}
+
+fn load_identity(config: &NodeConfig) -> anyhow::Result<Arc<NodeIdentity>> {
+    let files = &config.identity;
+    let identity = NodeIdentity::load(&files.ca, &files.certificate, &files.key)?;
+    for warning in identity.warnings() {
+        tracing::warn!("{warning}");
+    }
+    anyhow::ensure!(
+        *identity.node_id() == config.node,
+        "the certificate {} is for node {}, but this node is {}: issue one with `fabric pki issue {}`",
+        files.certificate.display(),
+        identity.node_id(),
+        config.node,
+        config.node,
+    );
+    Ok(Arc::new(identity))
+}
+
+fn make_folders(config: &NodeConfig) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    for dir in [&config.state_dir, &config.run_dir] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn wanted_offloads(config: &NodeConfig) -> TunOffloads {
+    if config.dataplane.offloads {
+        TunOffloads::ALL
+    } else {
+        TunOffloads::NONE
+    }
+}
+
+fn boot_id() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("no randomness"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // The sender lives until after the signal; its end means the same.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+async fn signal() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

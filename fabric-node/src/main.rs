@@ -1,1 +1,69 @@
-fn main() {}
+//! `fabric-node`, the daemon of a worker.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use fabric_node::{app, config};
+use tracing_subscriber::EnvFilter;
+
+/// The daemon of one worker of the fabric.
+#[derive(Parser)]
+#[command(name = "fabric-node", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the node until SIGTERM or SIGINT.
+    Run {
+        /// Configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/fabric/node.toml", env = "FABRIC_CONFIG")]
+        config: PathBuf,
+        /// Log lines as text or as JSON, one object a line.
+        #[arg(long, default_value = "text", env = "FABRIC_LOG_FORMAT")]
+        log_format: LogFormat,
+    },
+    /// Read the configuration, say what is wrong with it, and do nothing else.
+    CheckConfig {
+        /// Configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/fabric/node.toml", env = "FABRIC_CONFIG")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { config, log_format } => {
+            start_log(log_format);
+            config::load(&config).map_err(Into::into).and_then(app::run)
+        }
+        Command::CheckConfig { config } => config::load(&config).map_err(Into::into).map(|loaded| {
+            anstream::println!("{}: node {} is configured", config.display(), loaded.node);
+        }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("fabric-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs go to stderr; `FABRIC_LOG` takes the usual filter syntax, `info` by default.
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("FABRIC_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

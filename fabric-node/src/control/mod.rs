@@ -4,4 +4,6 @@
 
 pub mod desired;
 pub mod file;
+pub mod host;
+pub mod in_force;
 pub mod reconcile;

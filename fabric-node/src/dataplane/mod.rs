@@ -64,6 +64,8 @@ pub struct WorkerReport {
     pub counters: Counters,
     /// Its view of the peers; refreshed at least twice a second.
     pub peers: Vec<PeerReport>,
+    /// Ports whose device has vanished: the pod deleted it.
+    pub gone: Vec<PortId>,
 }
 
 impl Dataplane {
@@ -117,6 +119,12 @@ impl Dataplane {
         for worker in &self.workers {
             worker.mailbox.waker().wake();
         }
+    }
+
+    /// The state in force.
+    #[must_use]
+    pub fn published(&self) -> Arc<Published> {
+        self.published.load_full()
     }
 
     /// Begins to read a port whose device and routes have been published.

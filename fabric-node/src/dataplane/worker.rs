@@ -51,6 +51,7 @@ pub(super) struct Worker {
     epoll: Epoll,
     waiting_to_write: bool,
     ports: Vec<Port>,
+    gone: Vec<PortId>,
     underlay_ready: bool,
     path: Path,
     report: Arc<Mutex<WorkerReport>>,
@@ -95,6 +96,7 @@ impl Worker {
             epoll,
             waiting_to_write: false,
             ports: Vec::new(),
+            gone: Vec::new(),
             underlay_ready: true,
             path: Path {
                 forwarder: Forwarder::default(),
@@ -161,6 +163,7 @@ impl Worker {
         }
         for id in gone {
             self.close_port(id);
+            self.gone.push(id);
         }
     }
 
@@ -186,6 +189,7 @@ impl Worker {
                 }
                 Command::ClosePort { id, done } => {
                     self.close_port(id);
+                    self.gone.retain(|gone| *gone != id);
                     let _ = done.send(());
                 }
                 Command::ShutDown => self.running = false,
@@ -260,6 +264,7 @@ impl Worker {
             .then(|| self.endpoint.reports());
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.counters.clone_from(counters);
+        report.gone.clone_from(&self.gone);
         if let Some(peers) = peers {
             report.peers = peers;
             self.reported = now;

@@ -1,0 +1,217 @@
+//! The node's state as the admin API shows it.
+
+use std::{sync::Arc, time::Instant};
+
+use fabric_core::{
+    counters::{Counters, Tally},
+    ids::PortId,
+    verdict::{DropReason, NextHop},
+};
+use fabric_proto::admin::{
+    self, Device, DropCount, DropList, PacketAccount, Peer, PeerList, Pod, PodList, Route,
+    RouteList, Status,
+};
+
+use super::View;
+use crate::{
+    control::in_force::{Attached, InForce},
+    sys::tun::TunOffloads,
+    tunnel::report::{PeerReport, PeerState},
+};
+
+/// Shows the state in force.
+pub struct NodeView {
+    in_force: Arc<InForce>,
+}
+
+impl NodeView {
+    /// A view of `in_force`.
+    #[must_use]
+    pub fn new(in_force: Arc<InForce>) -> Self {
+        Self { in_force }
+    }
+
+    /// One report per peer: the workers' views taken together, connected if any worker is.
+    fn peer_reports(&self) -> Vec<PeerReport> {
+        let mut merged: Vec<PeerReport> = Vec::new();
+        for report in self.in_force.dataplane().reports().into_iter().flat_map(|r| r.peers) {
+            let Some(known) = merged.iter_mut().find(|known| known.id == report.id) else {
+                merged.push(report);
+                continue;
+            };
+            if report.state == PeerState::Connected {
+                known.state = PeerState::Connected;
+            }
+            known.since = known.since.max(report.since);
+            known.links.extend(report.links);
+            if known.last_error.is_empty() {
+                known.last_error = report.last_error;
+            }
+        }
+        merged.sort_by(|a, b| a.node.cmp(&b.node));
+        merged
+    }
+}
+
+impl View for NodeView {
+    fn status(&self) -> Status {
+        let in_force = &self.in_force;
+        let reasons = in_force.problems();
+        let peers = self.peer_reports();
+        let connected = peers.iter().filter(|peer| peer.state == PeerState::Connected).count();
+        Status {
+            node: in_force.local().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: in_force.started().elapsed().as_secs(),
+            state: if reasons.is_empty() { "Ready" } else { "Degraded" }.to_owned(),
+            reasons,
+            generation: in_force.generation().0,
+            workers: count(in_force.dataplane().workers()),
+            peers_connected: count(connected),
+            peers_total: count(peers.len()),
+            pods: count(in_force.attached().len()),
+            host_device: Device {
+                name: in_force.host_tun().name().to_owned(),
+                addresses: in_force.gateways().iter().map(ToString::to_string).collect(),
+                offloads: offload_names(in_force.host_tun().offloads()),
+            },
+            packets: account(&in_force.dataplane().counters()),
+        }
+    }
+
+    fn peers(&self) -> PeerList {
+        let desired = self.in_force.desired();
+        let now = Instant::now();
+        let items = self
+            .peer_reports()
+            .into_iter()
+            .map(|report| {
+                let spec = desired.nodes.get(&report.node);
+                let ranges = spec.map(|spec| spec.pod_cidrs.as_slice()).unwrap_or_default();
+                peer(&report, ranges.iter().map(ToString::to_string).collect(), now)
+            })
+            .collect();
+        PeerList { items }
+    }
+
+    fn pods(&self) -> PodList {
+        let gone: Vec<PortId> = self
+            .in_force
+            .dataplane()
+            .reports()
+            .into_iter()
+            .flat_map(|report| report.gone)
+            .collect();
+        let attached = self.in_force.attached();
+        PodList {
+            items: attached.iter().map(|pod| pod_of(pod, gone.contains(&pod.port))).collect(),
+        }
+    }
+
+    fn routes(&self) -> RouteList {
+        let items = self
+            .in_force
+            .routes()
+            .into_iter()
+            .map(|(prefix, hop, target)| Route {
+                prefix: prefix.to_string(),
+                kind: match hop {
+                    NextHop::Local(PortId::HOST) => "host",
+                    NextHop::Local(_) => "pod",
+                    NextHop::Peer(_) => "peer",
+                    NextHop::Unassigned => "unassigned",
+                }
+                .to_owned(),
+                target,
+            })
+            .collect();
+        RouteList { items }
+    }
+
+    fn drops(&self) -> DropList {
+        let counters = self.in_force.dataplane().counters();
+        let items = DropReason::ALL
+            .iter()
+            .map(|reason| DropCount {
+                reason: reason.name().to_owned(),
+                packets: counters.dropped(*reason),
+            })
+            .collect();
+        DropList { items }
+    }
+}
+
+fn peer(report: &PeerReport, pod_cidrs: Vec<String>, now: Instant) -> Peer {
+    let first = report.links.first();
+    let address = first.map(|link| link.remote).or_else(|| report.configured.first().copied());
+    Peer {
+        name: report.node.to_string(),
+        state: report.state.as_str().to_owned(),
+        address: address.map(|address| address.to_string()).unwrap_or_default(),
+        pod_cidrs,
+        connections: count(report.links.len()),
+        rtt_us: first.map_or(0, |link| link.path.rtt.as_micros().try_into().unwrap_or(u64::MAX)),
+        path_mtu: first.map_or(0, |link| link.path.mtu.into()),
+        lost_packets: report.links.iter().map(|link| link.path.lost_packets).sum(),
+        since_seconds: now.saturating_duration_since(report.since).as_secs(),
+        last_error: report.last_error.clone(),
+    }
+}
+
+fn pod_of(attached: &Attached, gone: bool) -> Pod {
+    let attachment = &attached.attachment;
+    Pod {
+        namespace: attachment.pod.namespace.clone().unwrap_or_default(),
+        name: attachment.pod.name.clone().unwrap_or_default(),
+        container_id: attachment.key.container_id.clone(),
+        ifname: attachment.key.ifname.clone(),
+        netns: attachment.netns.display().to_string(),
+        addresses: attachment.addresses.iter().map(ToString::to_string).collect(),
+        state: if gone { "Detached" } else { "Ready" }.to_owned(),
+        offloads: offload_names(attached.tun.offloads()),
+        age_seconds: attached.age_seconds(),
+    }
+}
+
+/// The names of the offloads in use.
+#[must_use]
+pub fn offload_names(offloads: TunOffloads) -> Vec<String> {
+    [
+        (offloads.checksum, "checksum"),
+        (offloads.tso4, "tso4"),
+        (offloads.tso6, "tso6"),
+        (offloads.uso4, "uso4"),
+        (offloads.uso6, "uso6"),
+    ]
+    .into_iter()
+    .filter(|(on, _)| *on)
+    .map(|(_, name)| name.to_owned())
+    .collect()
+}
+
+fn account(counters: &Counters) -> PacketAccount {
+    PacketAccount {
+        received_pods: tally(counters.received_pods),
+        received_host: tally(counters.received_host),
+        received_peers: tally(counters.received_peers),
+        delivered_pods: tally(counters.delivered_pods),
+        delivered_host: tally(counters.delivered_host),
+        delivered_peers: tally(counters.delivered_peers),
+        answered: counters.answered,
+        queued: counters.queued,
+        dropped: counters.dropped_total(),
+        conserved: counters.is_conserved(),
+    }
+}
+
+fn tally(tally: Tally) -> admin::Tally {
+    admin::Tally {
+        packets: tally.packets,
+        bytes: tally.bytes,
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

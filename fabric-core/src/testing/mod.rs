@@ -1,1 +1,3 @@
 //! Packet makers and the naive reference model.
+
+pub mod packets;

@@ -139,14 +139,22 @@ impl Forwarder {
         let Some(gateway) = snapshot.gateway(headers.source) else {
             return Verdict::Drop(reason);
         };
-        if !icmp::may_answer(prefix, headers, error)
-            || !self.limiter.allow(class(error), headers.source, now)
-        {
+        let is_due = match error {
+            IcmpError::TooBig { .. } => icmp::may_answer_too_big(headers),
+            IcmpError::TimeExceeded
+            | IcmpError::NetUnreachable
+            | IcmpError::HostUnreachable
+            | IcmpError::CommunicationProhibited => icmp::may_answer(headers),
+        };
+        if !is_due || !self.limiter.allow(class(error), headers.source, now) {
             return Verdict::Drop(reason);
         }
         reply.clear();
-        icmp::write_error(error, gateway, prefix, headers, reply);
-        Verdict::Answer
+        if icmp::write_error(error, gateway, prefix, headers, reply) {
+            Verdict::Answer
+        } else {
+            Verdict::Drop(reason)
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A packet's way, each step with the module that does it:
 //!
-//! 1. [`packet::parse`] checks the IP packet once and keeps its offsets ([`packet::Headers`]).
+//! 1. [`packet::parse()`] checks the IP packet once and keeps its offsets ([`packet::Headers`]).
 //! 2. [`offload`] checks the virtio metadata that came with it ([`offload::Offload`]).
 //! 3. [`forward`] decides: source check, [`route`] lookup in the [`snapshot`], TTL, size. The result
 //!    is a [`verdict::Verdict`]: deliver, send to a peer, answer, or drop for one

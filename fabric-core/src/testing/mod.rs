@@ -1,3 +1,4 @@
-//! What tests of this crate and of others build on: the naive reference model of the fabric.
+//! What tests of this crate and of others build on: packet makers and the naive reference model.
 
 pub mod model;
+pub mod packets;

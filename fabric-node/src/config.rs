@@ -1,1 +1,411 @@
 //! Configuration of the daemon: one TOML file, unknown keys refused, defaults named here.
+//!
+//! Comes in: a path. Goes out: a complete [`NodeConfig`]. Never done here: touching what the paths
+//! in it name.
+//!
+//! The smallest file is `node = "worker-a"`. A full one:
+//!
+//! ```toml
+//! node = "worker-a"
+//! state_dir = "/var/lib/fabric"
+//! run_dir = "/run/fabric"
+//!
+//! [source]
+//! kind = "file"
+//! path = "/etc/fabric/nodes.d"
+//!
+//! [identity]
+//! ca = "/etc/fabric/pki/ca.pem"
+//! certificate = "/etc/fabric/pki/node.pem"
+//! key = "/etc/fabric/pki/node-key.pem"
+//!
+//! [dataplane]
+//! workers = 2
+//! offloads = true
+//!
+//! [tunnel]
+//! congestion = "cubic"
+//! idle_timeout_ms = 5000
+//! keep_alive_ms = 1000
+//! reconnect_max_ms = 1000
+//!
+//! [cni]
+//! socket = "/run/fabric/cni.sock"
+//!
+//! [admin]
+//! socket = "/run/fabric/admin.sock"
+//! ```
+
+pub mod place;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use self::place::{Misplaced, Source};
+use crate::control::desired::NodeId;
+
+/// Default of `state_dir`.
+pub const STATE_DIR: &str = "/var/lib/fabric";
+/// Default of `run_dir`.
+pub const RUN_DIR: &str = "/run/fabric";
+/// Default of `source.path`.
+pub const NODES_DIR: &str = "/etc/fabric/nodes.d";
+/// Default of `identity.ca`.
+pub const CA_FILE: &str = "/etc/fabric/pki/ca.pem";
+/// Default of `identity.certificate`.
+pub const CERTIFICATE_FILE: &str = "/etc/fabric/pki/node.pem";
+/// Default of `identity.key`.
+pub const KEY_FILE: &str = "/etc/fabric/pki/node-key.pem";
+/// Default of `cni.socket`, below `run_dir`.
+pub const CNI_SOCKET: &str = "cni.sock";
+/// Default of `admin.socket`, below `run_dir`.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+/// Default of `tunnel.idle_timeout_ms`: a dead peer is noticed after this, less than the seconds
+/// that an inner TCP connection takes to give up.
+pub const IDLE_TIMEOUT_MS: u64 = 5_000;
+/// Default of `tunnel.keep_alive_ms`: four may be lost before the peer counts as dead.
+pub const KEEP_ALIVE_MS: u64 = 1_000;
+/// Default of `tunnel.reconnect_max_ms`: traffic resumes this soon after an underlay came back.
+pub const RECONNECT_MAX_MS: u64 = 1_000;
+/// Most workers that are started without being asked for: beyond it, forwarding rarely gains and
+/// the pods want the cores.
+pub const WORKERS_DEFAULT_MAX: u32 = 4;
+/// Most workers that may be asked for; each listens on a UDP port of its own.
+pub const WORKERS_MAX: u32 = 64;
+/// Longest duration that may be configured (ms): an hour.
+pub const DURATION_MS_MAX: u64 = 3_600_000;
+/// Longest path of a unix socket (bytes): `sun_path` less its NUL (unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration {path}: {source}; name another file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file says something that it must not.
+    #[error("{0}")]
+    Invalid(Misplaced),
+}
+
+/// The daemon's configuration, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// `node`: this node's name, as in its certificate and in the state source. Required.
+    pub node: NodeId,
+    /// `state_dir`: what must outlive a reboot: attachments, the last good state. [`STATE_DIR`].
+    pub state_dir: PathBuf,
+    /// `run_dir`: sockets. [`RUN_DIR`].
+    pub run_dir: PathBuf,
+    /// `[source]`: where the desired state comes from.
+    pub source: SourceConfig,
+    /// `[identity]`: who this node is.
+    pub identity: IdentityConfig,
+    /// `[dataplane]`: how packets are worked on.
+    pub dataplane: DataplaneConfig,
+    /// `[tunnel]`: the connections to peers.
+    pub tunnel: TunnelConfig,
+    /// `[cni]`: the socket that the plugin calls.
+    pub cni: SocketConfig,
+    /// `[admin]`: the socket that the operator's tool calls.
+    pub admin: SocketConfig,
+}
+
+/// `[source]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "SourceTable")]
+pub enum SourceConfig {
+    /// `kind = "file"`, the default.
+    File {
+        /// `source.path`: directory of `*.toml` files that name the nodes. [`NODES_DIR`].
+        path: PathBuf,
+    },
+}
+
+/// `[identity]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityConfig {
+    /// `identity.ca`: certificate of the cluster's CA (PEM). [`CA_FILE`].
+    pub ca: PathBuf,
+    /// `identity.certificate`: this node's certificate (PEM). [`CERTIFICATE_FILE`].
+    pub certificate: PathBuf,
+    /// `identity.key`: its private key (PEM), mode 0600. [`KEY_FILE`].
+    pub key: PathBuf,
+}
+
+/// `[dataplane]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataplaneConfig {
+    /// `dataplane.workers`: threads that forward, 1 to [`WORKERS_MAX`]; worker i listens on the
+    /// underlay port + i. Default: half the processors, 1 to [`WORKERS_DEFAULT_MAX`].
+    pub workers: Option<u32>,
+    /// `dataplane.offloads`: use segmentation and checksum offload of TUN devices where the kernel
+    /// has it; `false` is for finding faults. Default: `true`.
+    pub offloads: bool,
+}
+
+/// `[tunnel]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TunnelConfig {
+    /// `tunnel.congestion`: `"cubic"` (default) or `"bbr"`.
+    pub congestion: Congestion,
+    /// `tunnel.idle_timeout_ms`: silence after which a peer counts as dead. [`IDLE_TIMEOUT_MS`].
+    pub idle_timeout_ms: u64,
+    /// `tunnel.keep_alive_ms`: interval of signs of life, at most half of the idle timeout.
+    /// [`KEEP_ALIVE_MS`].
+    pub keep_alive_ms: u64,
+    /// `tunnel.reconnect_max_ms`: upper bound of the back-off between attempts to reach a peer.
+    /// [`RECONNECT_MAX_MS`].
+    pub reconnect_max_ms: u64,
+}
+
+/// Congestion control of the connections between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// RFC 9438.
+    #[default]
+    Cubic,
+    /// BBR.
+    Bbr,
+}
+
+/// `[cni]`, `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// `socket`: path of the unix socket. [`CNI_SOCKET`], [`ADMIN_SOCKET`] below `run_dir`.
+    pub socket: PathBuf,
+}
+
+/// Reads and checks the file at `path`.
+///
+/// # Errors
+///
+/// [`ConfigError`] names file, line, column and key.
+pub fn load(path: &Path) -> Result<NodeConfig, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&Source { path, text: &text }).map_err(ConfigError::Invalid)
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        SourceTable::default().into()
+    }
+}
+
+impl Default for IdentityConfig {
+    fn default() -> Self {
+        Self {
+            ca: CA_FILE.into(),
+            certificate: CERTIFICATE_FILE.into(),
+            key: KEY_FILE.into(),
+        }
+    }
+}
+
+impl Default for DataplaneConfig {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            offloads: true,
+        }
+    }
+}
+
+impl DataplaneConfig {
+    /// Workers to start, at least 1.
+    #[must_use]
+    pub fn worker_count(&self) -> u32 {
+        self.workers.unwrap_or_else(|| {
+            let processors = thread::available_parallelism().map_or(1, usize::from);
+            u32::try_from(processors / 2)
+                .unwrap_or(WORKERS_DEFAULT_MAX)
+                .clamp(1, WORKERS_DEFAULT_MAX)
+        })
+    }
+}
+
+impl Default for TunnelConfig {
+    fn default() -> Self {
+        Self {
+            congestion: Congestion::default(),
+            idle_timeout_ms: IDLE_TIMEOUT_MS,
+            keep_alive_ms: KEEP_ALIVE_MS,
+            reconnect_max_ms: RECONNECT_MAX_MS,
+        }
+    }
+}
+
+impl TunnelConfig {
+    /// `tunnel.idle_timeout_ms`
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    /// `tunnel.keep_alive_ms`
+    #[must_use]
+    pub fn keep_alive(&self) -> Duration {
+        Duration::from_millis(self.keep_alive_ms)
+    }
+
+    /// `tunnel.reconnect_max_ms`
+    #[must_use]
+    pub fn reconnect_max(&self) -> Duration {
+        Duration::from_millis(self.reconnect_max_ms)
+    }
+}
+
+/// The file as it is written; what depends on other keys is not filled in.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    node: String,
+    #[serde(default = "default_state_dir")]
+    state_dir: PathBuf,
+    #[serde(default = "default_run_dir")]
+    run_dir: PathBuf,
+    #[serde(default)]
+    source: SourceConfig,
+    #[serde(default)]
+    identity: IdentityConfig,
+    #[serde(default)]
+    dataplane: DataplaneConfig,
+    #[serde(default)]
+    tunnel: TunnelConfig,
+    #[serde(default)]
+    cni: SocketTable,
+    #[serde(default)]
+    admin: SocketTable,
+}
+
+fn default_state_dir() -> PathBuf {
+    STATE_DIR.into()
+}
+
+fn default_run_dir() -> PathBuf {
+    RUN_DIR.into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SourceTable {
+    kind: SourceKind,
+    path: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SourceKind {
+    File,
+}
+
+impl Default for SourceTable {
+    fn default() -> Self {
+        Self {
+            kind: SourceKind::File,
+            path: NODES_DIR.into(),
+        }
+    }
+}
+
+impl From<SourceTable> for SourceConfig {
+    fn from(table: SourceTable) -> Self {
+        match table.kind {
+            SourceKind::File => Self::File { path: table.path },
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SocketTable {
+    socket: Option<PathBuf>,
+}
+
+fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
+    let document: Document = source.parse()?;
+    let node = NodeId::new(&document.node).map_err(|problem| source.at_key("node", problem))?;
+    check_ranges(source, &document)?;
+    let socket = |key: &str, table: SocketTable, default: &str| {
+        let socket = table
+            .socket
+            .unwrap_or_else(|| document.run_dir.join(default));
+        let len = socket.as_os_str().len();
+        if len > SOCKET_PATH_BYTES_MAX {
+            let problem = format!(
+                "{} is {len} bytes long: a unix socket's path has at most {SOCKET_PATH_BYTES_MAX}",
+                socket.display()
+            );
+            return Err(source.at_key(key, problem));
+        }
+        Ok(SocketConfig { socket })
+    };
+    Ok(NodeConfig {
+        node,
+        cni: socket("cni.socket", document.cni, CNI_SOCKET)?,
+        admin: socket("admin.socket", document.admin, ADMIN_SOCKET)?,
+        state_dir: document.state_dir,
+        run_dir: document.run_dir,
+        source: document.source,
+        identity: document.identity,
+        dataplane: document.dataplane,
+        tunnel: document.tunnel,
+    })
+}
+
+fn check_ranges(source: &Source<'_>, document: &Document) -> Result<(), Misplaced> {
+    let tunnel = &document.tunnel;
+    let workers = document.dataplane.workers.unwrap_or(1).into();
+    for (key, value, max) in [
+        ("dataplane.workers", workers, WORKERS_MAX.into()),
+        (
+            "tunnel.idle_timeout_ms",
+            tunnel.idle_timeout_ms,
+            DURATION_MS_MAX,
+        ),
+        (
+            "tunnel.keep_alive_ms",
+            tunnel.keep_alive_ms,
+            DURATION_MS_MAX,
+        ),
+        (
+            "tunnel.reconnect_max_ms",
+            tunnel.reconnect_max_ms,
+            DURATION_MS_MAX,
+        ),
+    ] {
+        if !(1..=max).contains(&value) {
+            return Err(source.at_key(key, format!("{value} is out of range: use 1 to {max}")));
+        }
+    }
+    if tunnel.keep_alive_ms > tunnel.idle_timeout_ms / 2 {
+        let problem = format!(
+            "{} is more than half of tunnel.idle_timeout_ms, {}: one lost packet would end the connection",
+            tunnel.keep_alive_ms, tunnel.idle_timeout_ms
+        );
+        return Err(source.at_key("tunnel.keep_alive_ms", problem));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,9 @@ const ERROR_CHARS_MAX: usize = 500;
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// There is no socket, or nobody listens.
-    #[error("no daemon answers on {path} ({source}): the daemon is not running or --socket is wrong; look at `systemctl status fabric-node`")]
+    #[error(
+        "no daemon answers on {path} ({source}): the daemon is not running or --socket is wrong; look at `systemctl status fabric-node`"
+    )]
     NotRunning {
         /// The socket.
         path: PathBuf,
@@ -50,7 +52,9 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It took too long.
-    #[error("the daemon on {path} did not answer within {seconds} s: it is busy or stuck; look at its log")]
+    #[error(
+        "the daemon on {path} did not answer within {seconds} s: it is busy or stuck; look at its log"
+    )]
     TimedOut {
         /// The socket.
         path: PathBuf,
@@ -58,7 +62,9 @@ pub enum ClientError {
         seconds: u64,
     },
     /// The conversation broke.
-    #[error("the conversation with the daemon on {path} broke: {reason}; it refuses other users than root and its own")]
+    #[error(
+        "the conversation with the daemon on {path} broke: {reason}; it refuses other users than root and its own"
+    )]
     Broken {
         /// The socket.
         path: PathBuf,
@@ -76,7 +82,9 @@ pub enum ClientError {
         body: String,
     },
     /// It answered something else.
-    #[error("the answer of the daemon on {path} cannot be read: {reason}; `fabric` and the daemon may differ in version")]
+    #[error(
+        "the answer of the daemon on {path} cannot be read: {reason}; `fabric` and the daemon may differ in version"
+    )]
     Document {
         /// The socket.
         path: PathBuf,
@@ -111,7 +119,10 @@ impl Client {
     /// A client of the daemon that listens on `path`. Nothing is opened yet.
     #[must_use]
     pub fn new(path: &Path, timeout: Duration) -> Self {
-        Self { path: path.to_owned(), timeout }
+        Self {
+            path: path.to_owned(),
+            timeout,
+        }
     }
 
     /// `/v1/status`.
@@ -165,9 +176,12 @@ impl Client {
     ///
     /// [`ClientError`].
     pub async fn get(&self, uri: &str) -> Result<Vec<u8>, ClientError> {
-        tokio::time::timeout(self.timeout, self.exchange(uri)).await.map_err(|_| {
-            ClientError::TimedOut { path: self.path.clone(), seconds: self.timeout.as_secs() }
-        })?
+        tokio::time::timeout(self.timeout, self.exchange(uri))
+            .await
+            .map_err(|_| ClientError::TimedOut {
+                path: self.path.clone(),
+                seconds: self.timeout.as_secs(),
+            })?
     }
 
     async fn document<T: DeserializeOwned>(
@@ -175,8 +189,10 @@ impl Client {
         uri: &str,
         kind: &str,
     ) -> Result<Document<T>, ClientError> {
-        let unreadable =
-            |reason: String| ClientError::Document { path: self.path.clone(), reason };
+        let unreadable = |reason: String| ClientError::Document {
+            path: self.path.clone(),
+            reason,
+        };
         let body = self.get(uri).await?;
         let document: Document<T> =
             serde_json::from_slice(&body).map_err(|e| unreadable(e.to_string()))?;
@@ -190,17 +206,25 @@ impl Client {
     }
 
     async fn exchange(&self, uri: &str) -> Result<Vec<u8>, ClientError> {
-        let broken = |reason: String| ClientError::Broken { path: self.path.clone(), reason };
-        let stream = UnixStream::connect(&self.path).await.map_err(|e| self.unconnected(e))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(e.to_string()))?;
+        let broken = |reason: String| ClientError::Broken {
+            path: self.path.clone(),
+            reason,
+        };
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|e| self.unconnected(e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(e.to_string()))?;
         let request = Request::get(uri)
             .header(HOST, "fabric")
             .body(Empty::<Bytes>::new())
             .map_err(|e| broken(e.to_string()))?;
         let answer = async {
-            let response =
-                sender.send_request(request).await.map_err(|e| broken(e.to_string()))?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|e| broken(e.to_string()))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
             let body = body.collect().await.map_err(|e| broken(e.to_string()))?;
@@ -218,13 +242,24 @@ impl Client {
         if status == StatusCode::OK {
             return Ok(body);
         }
-        let body = String::from_utf8_lossy(&body).trim().chars().take(ERROR_CHARS_MAX).collect();
-        Err(ClientError::Answer { path: self.path.clone(), status: status.as_u16(), body })
+        let body = String::from_utf8_lossy(&body)
+            .trim()
+            .chars()
+            .take(ERROR_CHARS_MAX)
+            .collect();
+        Err(ClientError::Answer {
+            path: self.path.clone(),
+            status: status.as_u16(),
+            body,
+        })
     }
 
     fn unconnected(&self, source: io::Error) -> ClientError {
         let path = self.path.clone();
-        #[allow(clippy::wildcard_enum_match_arm, reason = "the enum of std keeps growing")]
+        #[allow(
+            clippy::wildcard_enum_match_arm,
+            reason = "the enum of std keeps growing"
+        )]
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning { path, source }
@@ -281,7 +316,10 @@ mod tests {
     async fn silence_times_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = answering(dir.path(), b"");
-        let error = Client::new(&path, Duration::from_millis(50)).status().await.unwrap_err();
+        let error = Client::new(&path, Duration::from_millis(50))
+            .status()
+            .await
+            .unwrap_err();
         assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
     }
 

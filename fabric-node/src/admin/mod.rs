@@ -32,9 +32,7 @@ pub trait View: Send + Sync + 'static {
 pub(crate) mod sample {
     //! One small cluster, seen from worker-a.
 
-    use fabric_proto::admin::{
-        Device, DropCount, PacketAccount, Peer, Pod, Route, Tally,
-    };
+    use fabric_proto::admin::{Device, DropCount, PacketAccount, Peer, Pod, Route, Tally};
 
     use super::*;
 
@@ -52,7 +50,11 @@ pub(crate) mod sample {
                 pid: 4242,
                 uptime_seconds: 3725,
                 state: self.state.to_owned(),
-                reasons: if ready { vec![] } else { vec!["no peer is connected".to_owned()] },
+                reasons: if ready {
+                    vec![]
+                } else {
+                    vec!["no peer is connected".to_owned()]
+                },
                 generation: 7,
                 workers: 2,
                 peers_connected: 1,
@@ -64,8 +66,14 @@ pub(crate) mod sample {
                     offloads: vec!["checksum".to_owned(), "tso4".to_owned()],
                 },
                 packets: PacketAccount {
-                    received_pods: Tally { packets: 10, bytes: 15_000 },
-                    delivered_peers: Tally { packets: 9, bytes: 13_500 },
+                    received_pods: Tally {
+                        packets: 10,
+                        bytes: 15_000,
+                    },
+                    delivered_peers: Tally {
+                        packets: 9,
+                        bytes: 13_500,
+                    },
                     dropped: 1,
                     conserved: true,
                     ..PacketAccount::default()
@@ -131,8 +139,13 @@ pub(crate) mod sample {
         }
 
         fn drops(&self) -> DropList {
-            let count = |reason: &str, packets| DropCount { reason: reason.to_owned(), packets };
-            DropList { items: vec![count("NO_ROUTE", 1), count("TTL_EXPIRED", 0)] }
+            let count = |reason: &str, packets| DropCount {
+                reason: reason.to_owned(),
+                packets,
+            };
+            DropList {
+                items: vec![count("NO_ROUTE", 1), count("TTL_EXPIRED", 0)],
+            }
         }
     }
 }

@@ -38,13 +38,17 @@ const SOCKET_MODE: u32 = 0o600;
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// Somebody answers there.
-    #[error("another daemon answers on the admin socket {path}: stop it, or give this one another run directory")]
+    #[error(
+        "another daemon answers on the admin socket {path}: stop it, or give this one another run directory"
+    )]
     InUse {
         /// The socket.
         path: PathBuf,
     },
     /// Something else lies there.
-    #[error("{path} exists and is not a socket: remove it, or give the daemon another run directory")]
+    #[error(
+        "{path} exists and is not a socket: remove it, or give the daemon another run directory"
+    )]
     NotASocket {
         /// The path.
         path: PathBuf,
@@ -75,7 +79,10 @@ impl AdminListener {
     ///
     /// [`ServeError`].
     pub fn bind(path: &Path) -> Result<Self, ServeError> {
-        let failed = |source| ServeError::Io { path: path.to_owned(), source };
+        let failed = |source| ServeError::Io {
+            path: path.to_owned(),
+            source,
+        };
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(failed)?;
         // Between bind and chmod the peer's credentials still keep others out.
@@ -116,7 +123,9 @@ pub async fn serve<V: View>(
     view: Arc<V>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    axum::serve(listener, router(view)).with_graceful_shutdown(shutdown).await
+    axum::serve(listener, router(view))
+        .with_graceful_shutdown(shutdown)
+        .await
 }
 
 /// The routes, without a socket.
@@ -166,21 +175,32 @@ async fn readyz<V: View>(State(view): State<Arc<V>>) -> (StatusCode, String) {
 }
 
 fn document<T>(kind: &str, content: T) -> Json<Document<T>> {
-    Json(Document { api_version: API_VERSION.to_owned(), kind: kind.to_owned(), content })
+    Json(Document {
+        api_version: API_VERSION.to_owned(),
+        kind: kind.to_owned(),
+        content,
+    })
 }
 
 fn remove_stale(path: &Path) -> Result<(), ServeError> {
-    let failed = |source| ServeError::Io { path: path.to_owned(), source };
+    let failed = |source| ServeError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let kind = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed(e)),
     };
     if !kind.is_socket() {
-        return Err(ServeError::NotASocket { path: path.to_owned() });
+        return Err(ServeError::NotASocket {
+            path: path.to_owned(),
+        });
     }
     match BlockingUnixStream::connect(path) {
-        Ok(_) => Err(ServeError::InUse { path: path.to_owned() }),
+        Ok(_) => Err(ServeError::InUse {
+            path: path.to_owned(),
+        }),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(failed)
         }
@@ -198,7 +218,13 @@ impl Listener for AdminListener {
             match self.accept_permitted().await {
                 Ok(Some(stream)) => {
                     if let Ok(address) = stream.peer_addr() {
-                        return (Connection { stream, _slot: slot }, address);
+                        return (
+                            Connection {
+                                stream,
+                                _slot: slot,
+                            },
+                            address,
+                        );
                     }
                 }
                 Ok(None) => {}
@@ -292,7 +318,10 @@ mod tests {
         let running = Running::start(STATE_READY);
         let (client, sample) = (running.client(), Sample { state: STATE_READY });
         let status = client.status().await.unwrap();
-        assert_eq!((status.api_version.as_str(), status.kind.as_str()), ("fabric/v1", "Status"));
+        assert_eq!(
+            (status.api_version.as_str(), status.kind.as_str()),
+            ("fabric/v1", "Status")
+        );
         assert_eq!(status.content, sample.status());
         assert_eq!(client.peers().await.unwrap().content, sample.peers());
         assert_eq!(client.pods().await.unwrap().content, sample.pods());
@@ -321,11 +350,16 @@ mod tests {
         let degraded = Running::start(STATE_DEGRADED);
         assert_eq!(degraded.client().get("/healthz").await.unwrap(), b"ok\n");
         let error = degraded.client().get("/readyz").await.unwrap_err();
-        let ClientError::Answer { status, body, .. } = error else { panic!("{error}") };
+        let ClientError::Answer { status, body, .. } = error else {
+            panic!("{error}")
+        };
         assert_eq!(status, 503);
         assert!(body.contains("no peer is connected"), "{body}");
         let unknown = degraded.client().get("/v2/status").await.unwrap_err();
-        assert!(matches!(unknown, ClientError::Answer { status: 404, .. }), "{unknown}");
+        assert!(
+            matches!(unknown, ClientError::Answer { status: 404, .. }),
+            "{unknown}"
+        );
     }
 
     /// A second daemon is refused; a socket left by a dead one, and only a socket, is replaced.
@@ -333,7 +367,10 @@ mod tests {
     async fn taken_and_stale_sockets() {
         let running = Running::start(STATE_READY);
         let path = running.dir.path().join("admin.sock");
-        assert!(matches!(AdminListener::bind(&path), Err(ServeError::InUse { .. })));
+        assert!(matches!(
+            AdminListener::bind(&path),
+            Err(ServeError::InUse { .. })
+        ));
 
         let stale = running.dir.path().join("stale.sock");
         drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
@@ -341,7 +378,10 @@ mod tests {
 
         let file = running.dir.path().join("file");
         std::fs::write(&file, "precious").unwrap();
-        assert!(matches!(AdminListener::bind(&file), Err(ServeError::NotASocket { .. })));
+        assert!(matches!(
+            AdminListener::bind(&file),
+            Err(ServeError::NotASocket { .. })
+        ));
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");
     }
 

@@ -66,7 +66,12 @@ pub fn status(socket: &Path, output: Output, args: &StatusArgs) -> Result<ExitCo
 /// The daemon does not answer.
 pub fn peers(socket: &Path, output: Output) -> Result<ExitCode, Failure> {
     let document = block_on(async { Ok(Client::new(socket, TIMEOUT).peers().await?) })?;
-    print_list(output, &document, document.content.items.is_empty(), "peers")
+    print_list(
+        output,
+        &document,
+        document.content.items.is_empty(),
+        "peers",
+    )
 }
 
 /// `fabric pods`.
@@ -86,7 +91,12 @@ pub fn pods(socket: &Path, output: Output) -> Result<ExitCode, Failure> {
 /// The daemon does not answer.
 pub fn routes(socket: &Path, output: Output) -> Result<ExitCode, Failure> {
     let document = block_on(async { Ok(Client::new(socket, TIMEOUT).routes().await?) })?;
-    print_list(output, &document, document.content.items.is_empty(), "routes")
+    print_list(
+        output,
+        &document,
+        document.content.items.is_empty(),
+        "routes",
+    )
 }
 
 /// `fabric drops`.
@@ -99,7 +109,12 @@ pub fn drops(socket: &Path, output: Output, args: DropsArgs) -> Result<ExitCode,
     if !args.all && matches!(output.format, Format::Table | Format::Wide) {
         document.content.items.retain(|drop| drop.packets > 0);
     }
-    print_list(output, &document, document.content.items.is_empty(), "drops")
+    print_list(
+        output,
+        &document,
+        document.content.items.is_empty(),
+        "drops",
+    )
 }
 
 fn print_list<T: serde::Serialize + super::output::Show>(
@@ -124,7 +139,11 @@ async fn wait_ready(client: &Client, duration: Duration) -> Result<Document<Stat
         match timeout_at(deadline, client.status()).await {
             Ok(Ok(document)) if document.content.state == STATE_READY => return Ok(document),
             Ok(Ok(document)) => {
-                last = format!("{}: {}", document.content.state, document.content.reasons.join("; "));
+                last = format!(
+                    "{}: {}",
+                    document.content.state,
+                    document.content.reasons.join("; ")
+                );
             }
             Ok(Err(error @ (ClientError::Permission { .. } | ClientError::Document { .. }))) => {
                 return Err(error.into());
@@ -150,7 +169,8 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 
 /// `500ms`, `30s`, `5m`, `1h`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration: write a number with ms, s, m or h, as in 30s");
+    let wrong =
+        || format!("{text:?} is not a duration: write a number with ms, s, m or h, as in 30s");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(split);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -180,7 +200,17 @@ mod tests {
         assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(parse_duration("1h"), Ok(Duration::from_secs(3600)));
-        for text in ["", "30", "s", "-1s", "1.5s", "30 s", "1d", "99999999999999999999s", "9999999999h"] {
+        for text in [
+            "",
+            "30",
+            "s",
+            "-1s",
+            "1.5s",
+            "30 s",
+            "1d",
+            "99999999999999999999s",
+            "9999999999h",
+        ] {
             assert!(parse_duration(text).is_err(), "{text:?} was accepted");
         }
     }

@@ -111,7 +111,9 @@ pub enum CompletionShell {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let called = arguments.first().map_or(OsStr::new("fabric"), OsString::as_os_str);
+    let called = arguments
+        .first()
+        .map_or(OsStr::new("fabric"), OsString::as_os_str);
     let parsed = command(called)
         .try_get_matches_from(&arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches));
@@ -124,7 +126,10 @@ pub fn main() -> ExitCode {
         }
     };
     start_log(&cli);
-    let output = Output { format: cli.output, quiet: cli.quiet };
+    let output = Output {
+        format: cli.output,
+        quiet: cli.quiet,
+    };
     match run(cli, called) {
         Ok(code) => code,
         Err(failure) => {
@@ -139,18 +144,25 @@ pub fn main() -> ExitCode {
 pub fn command(called: &OsStr) -> clap::Command {
     let command = Cli::command();
     if is_kubectl_plugin(called) {
-        command.bin_name("kubectl fabric").display_name("kubectl fabric")
+        command
+            .bin_name("kubectl fabric")
+            .display_name("kubectl fabric")
     } else {
         command
     }
 }
 
 fn is_kubectl_plugin(called: &OsStr) -> bool {
-    Path::new(called).file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubectl-"))
+    Path::new(called)
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("kubectl-"))
 }
 
 fn run(cli: Cli, called: &OsStr) -> Result<ExitCode, Failure> {
-    let output = Output { format: cli.output, quiet: cli.quiet };
+    let output = Output {
+        format: cli.output,
+        quiet: cli.quiet,
+    };
     match cli.command {
         Command::Status(args) => daemon::status(&cli.socket, output, &args),
         Command::Peers => daemon::peers(&cli.socket, output),
@@ -170,7 +182,11 @@ fn completion(shell: CompletionShell, output: Output, called: &OsStr) -> Result<
         CompletionShell::Zsh => Shell::Zsh,
         CompletionShell::Fish => Shell::Fish,
     };
-    let name = if is_kubectl_plugin(called) { "kubectl-fabric" } else { "fabric" };
+    let name = if is_kubectl_plugin(called) {
+        "kubectl-fabric"
+    } else {
+        "fabric"
+    };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), name, &mut script);
     output.data(&String::from_utf8_lossy(&script))?;
@@ -219,7 +235,15 @@ mod tests {
     #[test]
     fn help_documents_exit_codes() {
         let help = command(OsStr::new("fabric")).render_help().to_string();
-        for line in ["  0  ", "  1  ", "  2  ", "  4  ", "  124  ", "Examples:", "NO_COLOR"] {
+        for line in [
+            "  0  ",
+            "  1  ",
+            "  2  ",
+            "  4  ",
+            "  124  ",
+            "Examples:",
+            "NO_COLOR",
+        ] {
             assert!(help.contains(line), "{line:?} is missing in\n{help}");
         }
     }

@@ -59,7 +59,10 @@ impl Output {
     /// stdout cannot be written, other than because its reader has gone.
     pub fn data(self, text: &str) -> Result<(), Failure> {
         let mut stdout = anstream::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
             // `fabric routes | head` has seen enough; that is no failure.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             result => Ok(result?),
@@ -76,7 +79,11 @@ impl Output {
     /// Says what went wrong on stderr, quiet or not.
     pub fn error(self, failure: &Failure) {
         let red = style(AnsiColor::Red);
-        let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {}", printable(&failure.to_string()));
+        let _ = writeln!(
+            anstream::stderr(),
+            "{red}error:{red:#} {}",
+            printable(&failure.to_string())
+        );
     }
 }
 
@@ -93,9 +100,9 @@ pub fn render<T: Serialize + Show>(
     match format {
         Format::Table => Ok(document.content.show(false)),
         Format::Wide => Ok(document.content.show(true)),
-        Format::Json => {
-            serde_json::to_string_pretty(document).map(|s| s + "\n").map_err(|e| failed(&e))
-        }
+        Format::Json => serde_json::to_string_pretty(document)
+            .map(|s| s + "\n")
+            .map_err(|e| failed(&e)),
         Format::Yaml => serde_saphyr::to_string(document).map_err(|e| failed(&e)),
     }
 }
@@ -104,7 +111,9 @@ pub fn render<T: Serialize + Show>(
 #[must_use]
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.to_vec());
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
@@ -123,7 +132,11 @@ pub fn style(color: AnsiColor) -> Style {
 /// A value, or `<none>`.
 #[must_use]
 pub fn or_none(text: &str) -> String {
-    if text.is_empty() { NONE.to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        NONE.to_owned()
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Several values in one cell, or `<none>`.
@@ -159,7 +172,9 @@ pub fn age(seconds: u64) -> String {
 
 /// Text without control characters: some of it was written by peers, and a terminal obeys it.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -187,7 +202,10 @@ mod tests {
     /// A table has no lines and no trailing spaces, and cannot command the terminal.
     #[test]
     fn tables_are_plain() {
-        let rows = [vec!["a".to_owned(), "\u{1b}[31mx\n".to_owned()], vec!["long".to_owned(), or_none("")]];
+        let rows = [
+            vec!["a".to_owned(), "\u{1b}[31mx\n".to_owned()],
+            vec!["long".to_owned(), or_none("")],
+        ];
         assert_eq!(
             table(&["NAME", "VALUE"], rows),
             "NAME   VALUE\na      \u{fffd}[31mx\u{fffd}\nlong   <none>\n"

@@ -181,8 +181,7 @@ fn issue(args: &IssueArgs, output: Output) -> Result<Document<Made>, Failure> {
     let overwrite = overwrite(args.force);
     let (paths, credentials) = if args.dry_run {
         let authority = files::load_authority(&args.dir).context("pki issue")?;
-        let credentials =
-            authority::issue(&authority, &node, args.days).context("pki issue")?;
+        let credentials = authority::issue(&authority, &node, args.days).context("pki issue")?;
         files::ensure_node_absent(&credentials, out, overwrite).context("pki issue")?;
         (NodeFiles::within(out, &node), credentials)
     } else {

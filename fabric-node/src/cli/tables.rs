@@ -17,11 +17,19 @@ impl Show for Status {
             ("State", self.state.clone()),
             ("Version", self.version.clone()),
             ("Uptime", age(self.uptime_seconds)),
-            ("Peers", format!("{} of {} connected", self.peers_connected, self.peers_total)),
+            (
+                "Peers",
+                format!("{} of {} connected", self.peers_connected, self.peers_total),
+            ),
             ("Pods", self.pods.to_string()),
             (
                 "Host-Device",
-                format!("{} {} ({})", or_none(&device.name), list(&device.addresses), list(&device.offloads)),
+                format!(
+                    "{} {} ({})",
+                    or_none(&device.name),
+                    list(&device.addresses),
+                    list(&device.offloads)
+                ),
             ),
             ("Packets", account(&self.packets)),
         ];
@@ -38,7 +46,10 @@ impl Show for Status {
                 ("Delivered-Host", packets.delivered_host),
                 ("Delivered-Peers", packets.delivered_peers),
             ] {
-                lines.push((name, format!("{} packets, {} bytes", tally.packets, tally.bytes)));
+                lines.push((
+                    name,
+                    format!("{} packets, {} bytes", tally.packets, tally.bytes),
+                ));
             }
         }
         let mut text = String::new();
@@ -56,26 +67,56 @@ impl Show for Status {
 }
 
 fn account(packets: &PacketAccount) -> String {
-    let sum = |tallies: [Tally; 3]| tallies.iter().fold(0_u64, |n, t| n.saturating_add(t.packets));
-    let received = sum([packets.received_pods, packets.received_host, packets.received_peers]);
-    let delivered = sum([packets.delivered_pods, packets.delivered_host, packets.delivered_peers]);
+    let sum = |tallies: [Tally; 3]| {
+        tallies
+            .iter()
+            .fold(0_u64, |n, t| n.saturating_add(t.packets))
+    };
+    let received = sum([
+        packets.received_pods,
+        packets.received_host,
+        packets.received_peers,
+    ]);
+    let delivered = sum([
+        packets.delivered_pods,
+        packets.delivered_host,
+        packets.delivered_peers,
+    ]);
     format!(
         "{received} received = {delivered} delivered + {} answered + {} dropped + {} queued ({})",
         packets.answered,
         packets.dropped,
         packets.queued,
-        if packets.conserved { "conserved" } else { "NOT conserved" }
+        if packets.conserved {
+            "conserved"
+        } else {
+            "NOT conserved"
+        }
     )
 }
 
 impl Show for PeerList {
     fn show(&self, wide: bool) -> String {
-        let mut header = vec!["NAME", "STATE", "ADDRESS", "CONNECTIONS", "RTT", "LOST", "AGE"];
+        let mut header = vec![
+            "NAME",
+            "STATE",
+            "ADDRESS",
+            "CONNECTIONS",
+            "RTT",
+            "LOST",
+            "AGE",
+        ];
         if wide {
             header.extend(["POD-CIDRS", "PATH-MTU", "LAST-ERROR"]);
         }
         let rows = self.items.iter().map(|peer| {
-            let measured = |text: String| if peer.connections == 0 { NONE.to_owned() } else { text };
+            let measured = |text: String| {
+                if peer.connections == 0 {
+                    NONE.to_owned()
+                } else {
+                    text
+                }
+            };
             let mut row = vec![
                 peer.name.clone(),
                 peer.state.clone(),
@@ -110,7 +151,11 @@ impl Show for PodList {
             let container: String = pod.container_id.chars().take(CONTAINER_ID_CHARS).collect();
             let mut row = vec![
                 // Without Kubernetes a pod has no name but its container's.
-                if pod.name.is_empty() { container.clone() } else { pod.name.clone() },
+                if pod.name.is_empty() {
+                    container.clone()
+                } else {
+                    pod.name.clone()
+                },
                 or_none(&pod.namespace),
                 pod.state.clone(),
                 list(&pod.addresses),
@@ -130,17 +175,23 @@ impl Show for PodList {
 
 impl Show for RouteList {
     fn show(&self, _wide: bool) -> String {
-        let rows = self
-            .items
-            .iter()
-            .map(|route| vec![route.prefix.clone(), route.kind.clone(), or_none(&route.target)]);
+        let rows = self.items.iter().map(|route| {
+            vec![
+                route.prefix.clone(),
+                route.kind.clone(),
+                or_none(&route.target),
+            ]
+        });
         table(&["PREFIX", "KIND", "TARGET"], rows)
     }
 }
 
 impl Show for DropList {
     fn show(&self, _wide: bool) -> String {
-        let rows = self.items.iter().map(|drop| vec![drop.reason.clone(), drop.packets.to_string()]);
+        let rows = self
+            .items
+            .iter()
+            .map(|drop| vec![drop.reason.clone(), drop.packets.to_string()]);
         table(&["REASON", "PACKETS"], rows)
     }
 }
@@ -161,7 +212,11 @@ mod tests {
     const SAMPLE: Sample = Sample { state: STATE_READY };
 
     fn document<T>(kind: &str, content: T) -> Document<T> {
-        Document { api_version: API_VERSION.to_owned(), kind: kind.to_owned(), content }
+        Document {
+            api_version: API_VERSION.to_owned(),
+            kind: kind.to_owned(),
+            content,
+        }
     }
 
     /// Status for people names what matters and, when degraded, why.
@@ -179,9 +234,19 @@ Packets:         10 received = 9 delivered + 0 answered + 1 dropped + 0 queued (
 ";
         assert_eq!(SAMPLE.status().show(false), expected);
         let wide = SAMPLE.status().show(true);
-        assert!(wide.contains("Received-Pods:   10 packets, 15000 bytes\n"), "{wide}");
-        let degraded = Sample { state: STATE_DEGRADED }.status().show(false);
-        assert!(degraded.ends_with("Reasons:\n  - no peer is connected\n"), "{degraded}");
+        assert!(
+            wide.contains("Received-Pods:   10 packets, 15000 bytes\n"),
+            "{wide}"
+        );
+        let degraded = Sample {
+            state: STATE_DEGRADED,
+        }
+        .status()
+        .show(false);
+        assert!(
+            degraded.ends_with("Reasons:\n  - no peer is connected\n"),
+            "{degraded}"
+        );
     }
 
     /// Lists for people have the columns in the promised order.
@@ -221,17 +286,37 @@ PREFIX        KIND         TARGET
     #[test]
     fn wide_lists() {
         let peers = SAMPLE.peers().show(true);
-        assert!(peers.lines().next().unwrap().ends_with("AGE   POD-CIDRS                 PATH-MTU   LAST-ERROR"), "{peers}");
-        assert!(peers.contains("10.1.1.0/24,fd00:1::/64   1452       <none>"), "{peers}");
+        assert!(
+            peers
+                .lines()
+                .next()
+                .unwrap()
+                .ends_with("AGE   POD-CIDRS                 PATH-MTU   LAST-ERROR"),
+            "{peers}"
+        );
+        assert!(
+            peers.contains("10.1.1.0/24,fd00:1::/64   1452       <none>"),
+            "{peers}"
+        );
         let pods = SAMPLE.pods().show(true);
-        assert!(pods.contains("0123456789abc   eth0        /run/netns/web   checksum"), "{pods}");
+        assert!(
+            pods.contains("0123456789abc   eth0        /run/netns/web   checksum"),
+            "{pods}"
+        );
     }
 
     /// No header and no cell but the last has a space, so that `awk` can read a table.
     #[test]
     fn cells_have_no_spaces() {
-        for text in [SAMPLE.peers().show(false), SAMPLE.pods().show(true), SAMPLE.routes().show(false)] {
-            let counts: Vec<_> = text.lines().map(|line| line.split_whitespace().count()).collect();
+        for text in [
+            SAMPLE.peers().show(false),
+            SAMPLE.pods().show(true),
+            SAMPLE.routes().show(false),
+        ] {
+            let counts: Vec<_> = text
+                .lines()
+                .map(|line| line.split_whitespace().count())
+                .collect();
             assert!(counts.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
         }
     }
@@ -245,9 +330,15 @@ PREFIX        KIND         TARGET
         {
             let document = document(kind, content);
             let json = render(&document, Format::Json).unwrap();
-            assert_eq!(serde_json::from_str::<Document<T>>(&json).unwrap(), document);
+            assert_eq!(
+                serde_json::from_str::<Document<T>>(&json).unwrap(),
+                document
+            );
             let yaml = render(&document, Format::Yaml).unwrap();
-            assert!(yaml.starts_with(&format!("apiVersion: fabric/v1\nkind: {kind}\n")), "{yaml}");
+            assert!(
+                yaml.starts_with(&format!("apiVersion: fabric/v1\nkind: {kind}\n")),
+                "{yaml}"
+            );
             let value: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
             assert_eq!(value, serde_json::to_value(&document).unwrap());
         }

@@ -37,13 +37,19 @@ pub enum AuthorityError {
     #[error("a lifetime of {0} days is not possible: choose 1 to {DAYS_MAX}")]
     Days(u32),
     /// The CA certificate cannot be used.
-    #[error("the CA certificate cannot be used: {0}; restore it, or make a new CA with `fabric pki init --force` and issue all nodes anew")]
+    #[error(
+        "the CA certificate cannot be used: {0}; restore it, or make a new CA with `fabric pki init --force` and issue all nodes anew"
+    )]
     Certificate(String),
     /// The CA key cannot be used.
-    #[error("the CA key cannot be used: {0}; restore the key that was made with this CA certificate")]
+    #[error(
+        "the CA key cannot be used: {0}; restore the key that was made with this CA certificate"
+    )]
     Key(String),
     /// The CA is past its end.
-    #[error("the CA certificate expired at {not_after} (it is {now}); make a new CA with `fabric pki init --force` and issue all nodes anew")]
+    #[error(
+        "the CA certificate expired at {not_after} (it is {now}); make a new CA with `fabric pki init --force` and issue all nodes anew"
+    )]
     Expired {
         /// Its last valid second.
         not_after: Rfc3339,
@@ -51,7 +57,9 @@ pub enum AuthorityError {
         now: Rfc3339,
     },
     /// Names that would collide with other files of a PKI directory.
-    #[error("a node cannot be named {0}: its files would be mistaken for those of the CA or for another node's key")]
+    #[error(
+        "a node cannot be named {0}: its files would be mistaken for those of the CA or for another node's key"
+    )]
     ReservedName(NodeId),
     /// The random generator or the signer failed.
     #[error("the certificate could not be made: {0}")]
@@ -126,12 +134,17 @@ pub fn issue(
     let mut validity = validity_from_now(days)?;
     // Verifiers do not look at a trust anchor's own end, so it is enforced in what the CA signs.
     validity.not_after = validity.not_after.min(authority.validity.not_after);
-    let id = SpiffeId { trust_domain: authority.trust_domain.clone(), node: node.clone() };
+    let id = SpiffeId {
+        trust_domain: authority.trust_domain.clone(),
+        node: node.clone(),
+    };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = base_params(node.as_str(), &id.to_string(), validity)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, &authority.issuer)?;
     Ok(NodeCredentials {
@@ -163,7 +176,9 @@ impl Authority {
         let key = KeyPair::from_pem(key_pem)
             .map_err(|e| AuthorityError::Key(format!("it is not a PEM private key ({e})")))?;
         if key.public_key_raw() != certificate.public_key().subject_public_key.data.as_ref() {
-            return Err(AuthorityError::Key("it does not match the CA certificate".to_owned()));
+            return Err(AuthorityError::Key(
+                "it does not match the CA certificate".to_owned(),
+            ));
         }
         Ok(Self {
             trust_domain,
@@ -227,7 +242,9 @@ fn base_params(
     params.not_after = time(validity.not_after)?;
     params.serial_number = Some(random_serial()?);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
     params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     Ok(params)
 }
@@ -272,7 +289,11 @@ mod tests {
         assert_eq!(constraints.value.path_len_constraint, Some(0));
         let usage = certificate.key_usage().unwrap().unwrap();
         assert!(usage.critical);
-        assert_eq!(usage.value.flags, (1 << 5) | (1 << 6), "keyCertSign and cRLSign only");
+        assert_eq!(
+            usage.value.flags,
+            (1 << 5) | (1 << 6),
+            "keyCertSign and cRLSign only"
+        );
         assert_eq!(authority.trust_domain().as_str(), "prod.example");
         assert_eq!(
             authority.validity().not_after - authority.validity().not_before,
@@ -298,7 +319,10 @@ mod tests {
         assert_eq!(usage.value.flags, 1, "digitalSignature only");
         let extended = certificate.extended_key_usage().unwrap().unwrap().value;
         assert!(extended.server_auth && extended.client_auth && !extended.any);
-        assert!(certificate.verify_signature(None).is_err(), "signed by the CA, not by itself");
+        assert!(
+            certificate.verify_signature(None).is_err(),
+            "signed by the CA, not by itself"
+        );
         assert!(certificate.extensions().iter().any(|extension| matches!(
             extension.parsed_extension(),
             ParsedExtension::AuthorityKeyIdentifier(_)
@@ -311,15 +335,24 @@ mod tests {
     fn clamped_to_the_authority() {
         let authority = init("fabric", 2).unwrap();
         let credentials = issue(&authority, &node("a"), 365).unwrap();
-        assert_eq!(credentials.validity.not_after, authority.validity().not_after);
+        assert_eq!(
+            credentials.validity.not_after,
+            authority.validity().not_after
+        );
     }
 
     /// Impossible lifetimes and names are refused with the reason.
     #[test]
     fn refusals() {
         assert!(matches!(init("fabric", 0), Err(AuthorityError::Days(0))));
-        assert!(matches!(init("fabric", DAYS_MAX + 1), Err(AuthorityError::Days(_))));
-        assert!(matches!(init("Not A Domain", 1), Err(AuthorityError::Name(_))));
+        assert!(matches!(
+            init("fabric", DAYS_MAX + 1),
+            Err(AuthorityError::Days(_))
+        ));
+        assert!(matches!(
+            init("Not A Domain", 1),
+            Err(AuthorityError::Name(_))
+        ));
         let authority = init("fabric", 1).unwrap();
         for name in ["ca", "ca-key", "worker-key"] {
             assert!(matches!(

@@ -39,13 +39,17 @@ pub enum Overwrite {
 #[derive(Debug, Error)]
 pub enum PkiError {
     /// It would have been overwritten.
-    #[error("{path} exists; nothing was changed: say --force to replace it (a replaced CA means that every node must be issued anew)")]
+    #[error(
+        "{path} exists; nothing was changed: say --force to replace it (a replaced CA means that every node must be issued anew)"
+    )]
     Exists {
         /// The file in the way.
         path: PathBuf,
     },
     /// There is no CA here.
-    #[error("there is no CA in {dir}: {path} is missing; make one with `fabric pki init --dir {dir}`")]
+    #[error(
+        "there is no CA in {dir}: {path} is missing; make one with `fabric pki init --dir {dir}`"
+    )]
     NoAuthority {
         /// The PKI directory.
         dir: PathBuf,
@@ -107,11 +111,18 @@ pub fn init_dir(
     overwrite: Overwrite,
 ) -> Result<Authority, PkiError> {
     ensure_authority_absent(dir, overwrite)?;
-    let made = authority::init(name, days)
-        .map_err(|source| PkiError::Authority { dir: dir.to_owned(), source })?;
+    let made = authority::init(name, days).map_err(|source| PkiError::Authority {
+        dir: dir.to_owned(),
+        source,
+    })?;
     make_directory(dir)?;
     write_file(&dir.join(CA_KEY), made.key_pem(), KEY_MODE, overwrite)?;
-    write_file(&dir.join(CA_CERTIFICATE), made.certificate_pem(), CERTIFICATE_MODE, overwrite)?;
+    write_file(
+        &dir.join(CA_CERTIFICATE),
+        made.certificate_pem(),
+        CERTIFICATE_MODE,
+        overwrite,
+    )?;
     Ok(made)
 }
 
@@ -134,15 +145,28 @@ pub fn load_authority(dir: &Path) -> Result<Authority, PkiError> {
         let path = dir.join(name);
         read_limited(&path).map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
-                PkiError::NoAuthority { dir: dir.to_owned(), path }
+                PkiError::NoAuthority {
+                    dir: dir.to_owned(),
+                    path,
+                }
             } else {
-                PkiError::Io { action: "read", path, source }
+                PkiError::Io {
+                    action: "read",
+                    path,
+                    source,
+                }
             }
         })
     };
     let (certificate, key) = (read(CA_CERTIFICATE)?, read(CA_KEY)?);
-    Authority::from_pem(&String::from_utf8_lossy(&certificate), &String::from_utf8_lossy(&key))
-        .map_err(|source| PkiError::Authority { dir: dir.to_owned(), source })
+    Authority::from_pem(
+        &String::from_utf8_lossy(&certificate),
+        &String::from_utf8_lossy(&key),
+    )
+    .map_err(|source| PkiError::Authority {
+        dir: dir.to_owned(),
+        source,
+    })
 }
 
 /// Signs a certificate for `node` with the CA in `dir` and writes its three files to `out`.
@@ -159,8 +183,11 @@ pub fn issue_dir(
     overwrite: Overwrite,
 ) -> Result<(NodeFiles, NodeCredentials), PkiError> {
     let authority = load_authority(dir)?;
-    let credentials = authority::issue(&authority, node, days)
-        .map_err(|source| PkiError::Authority { dir: dir.to_owned(), source })?;
+    let credentials =
+        authority::issue(&authority, node, days).map_err(|source| PkiError::Authority {
+            dir: dir.to_owned(),
+            source,
+        })?;
     let files = save_node(&credentials, out, overwrite)?;
     Ok((files, credentials))
 }
@@ -180,7 +207,12 @@ pub fn save_node(
     let files = NodeFiles::within(out, &credentials.node);
     make_directory(out)?;
     write_file(&files.key, &credentials.key_pem, KEY_MODE, overwrite)?;
-    write_file(&files.certificate, &credentials.chain_pem, CERTIFICATE_MODE, overwrite)?;
+    write_file(
+        &files.certificate,
+        &credentials.chain_pem,
+        CERTIFICATE_MODE,
+        overwrite,
+    )?;
     if !has_content(&files.ca, &credentials.ca_pem) {
         write_file(&files.ca, &credentials.ca_pem, CERTIFICATE_MODE, overwrite)?;
     }
@@ -209,7 +241,9 @@ pub fn ensure_node_absent(
 /// Reads a file of at most [`PEM_BYTES_MAX`] bytes.
 pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?.take(PEM_BYTES_MAX.saturating_add(1)).read_to_end(&mut content)?;
+    File::open(path)?
+        .take(PEM_BYTES_MAX.saturating_add(1))
+        .read_to_end(&mut content)?;
     if content.len() as u64 > PEM_BYTES_MAX {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -232,31 +266,47 @@ fn refuse_existing(paths: &[PathBuf], overwrite: Overwrite) -> Result<(), PkiErr
 }
 
 fn make_directory(dir: &Path) -> Result<(), PkiError> {
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir).map_err(|source| {
-        PkiError::Io { action: "make the directory", path: dir.to_owned(), source }
-    })
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(dir)
+        .map_err(|source| PkiError::Io {
+            action: "make the directory",
+            path: dir.to_owned(),
+            source,
+        })
 }
 
 fn write_file(path: &Path, content: &str, mode: u32, overwrite: Overwrite) -> Result<(), PkiError> {
-    let failed = |source| PkiError::Io { action: "write", path: path.to_owned(), source };
+    let failed = |source| PkiError::Io {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    };
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
     // A new temporary file is 0600, so a key is never readable by others, not even for a moment.
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
     file.write_all(content.as_bytes()).map_err(failed)?;
-    file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(failed)?;
+    file.as_file()
+        .set_permissions(Permissions::from_mode(mode))
+        .map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     match overwrite {
         Overwrite::Yes => file.persist(path).map_err(|e| failed(e.error))?,
         // Checked before, but another process may have been faster.
         Overwrite::No => file.persist_noclobber(path).map_err(|e| {
             if e.error.kind() == io::ErrorKind::AlreadyExists {
-                PkiError::Exists { path: path.to_owned() }
+                PkiError::Exists {
+                    path: path.to_owned(),
+                }
             } else {
                 failed(e.error)
             }
         })?,
     };
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed)
 }
 
 #[cfg(test)]
@@ -290,15 +340,21 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, ["ca-key.pem", "ca.pem", "worker-a-key.pem", "worker-a.pem"]);
+        assert_eq!(
+            names,
+            ["ca-key.pem", "ca.pem", "worker-a-key.pem", "worker-a.pem"]
+        );
     }
 
     /// Without --force an existing CA, key, certificate or foreign ca.pem stops everything.
     #[test]
     fn nothing_is_overwritten_unasked() {
         let home = tempfile::tempdir().unwrap();
-        let (dir, other, out) =
-            (home.path().join("one"), home.path().join("two"), home.path().join("out"));
+        let (dir, other, out) = (
+            home.path().join("one"),
+            home.path().join("two"),
+            home.path().join("out"),
+        );
         init_dir(&dir, "fabric", 10, Overwrite::No).unwrap();
         init_dir(&other, "fabric", 10, Overwrite::No).unwrap();
         let before = fs::read(dir.join(CA_KEY)).unwrap();
@@ -310,8 +366,14 @@ mod tests {
         let again = issue_dir(&dir, &node("a"), &out, 1, Overwrite::No);
         assert!(matches!(again, Err(PkiError::Exists { .. })));
         let foreign = issue_dir(&other, &node("b"), &out, 1, Overwrite::No);
-        assert!(matches!(foreign, Err(PkiError::Exists { .. })), "ca.pem of another CA");
-        assert!(!out.join("b-key.pem").exists(), "refused before anything was written");
+        assert!(
+            matches!(foreign, Err(PkiError::Exists { .. })),
+            "ca.pem of another CA"
+        );
+        assert!(
+            !out.join("b-key.pem").exists(),
+            "refused before anything was written"
+        );
         issue_dir(&dir, &node("b"), &out, 1, Overwrite::No).unwrap();
 
         init_dir(&dir, "fabric", 10, Overwrite::Yes).unwrap();
@@ -324,6 +386,9 @@ mod tests {
     fn missing_authority() {
         let home = tempfile::tempdir().unwrap();
         let error = load_authority(home.path()).err().unwrap().to_string();
-        assert!(error.contains("ca.pem is missing") && error.contains("fabric pki init"), "{error}");
+        assert!(
+            error.contains("ca.pem is missing") && error.contains("fabric pki init"),
+            "{error}"
+        );
     }
 }

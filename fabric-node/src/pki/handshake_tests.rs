@@ -60,14 +60,21 @@ fn handshake(
 ) -> Result<(quic::Connection, quic::Connection), Refusal> {
     let name = ServerName::try_from(SERVER_NAME).unwrap();
     let mut client: quic::Connection =
-        quic::ClientConnection::new(client, quic::Version::V1, name, vec![]).unwrap().into();
+        quic::ClientConnection::new(client, quic::Version::V1, name, vec![])
+            .unwrap()
+            .into();
     let mut server: quic::Connection =
-        quic::ServerConnection::new(server, quic::Version::V1, vec![]).unwrap().into();
+        quic::ServerConnection::new(server, quic::Version::V1, vec![])
+            .unwrap()
+            .into();
     loop {
         let said = step(&mut client, &mut server).map_err(|e| ("server", e.to_string()))?;
         let answered = step(&mut server, &mut client).map_err(|e| ("client", e.to_string()))?;
         if !said && !answered {
-            assert!(!client.is_handshaking() && !server.is_handshaking(), "stalled");
+            assert!(
+                !client.is_handshaking() && !server.is_handshaking(),
+                "stalled"
+            );
             return Ok((client, server));
         }
     }
@@ -89,7 +96,10 @@ impl Default for Rogue {
             uris: vec!["spiffe://fabric/node/worker-b"],
             not_before: unix_now() - 60,
             not_after: unix_now() + Validity::DAY_SECONDS,
-            usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            usages: vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
             alpn: ALPN,
             show_certificate: true,
         }
@@ -100,12 +110,19 @@ impl Rogue {
     /// Its certificate, signed by `authority` or by itself.
     fn certificate(&self, authority: Option<&Authority>) -> (CertificateDer<'static>, KeyPair) {
         let mut params = CertificateParams::default();
-        params.not_before = ASN1Time::from_timestamp(self.not_before).unwrap().to_datetime();
-        params.not_after = ASN1Time::from_timestamp(self.not_after).unwrap().to_datetime();
+        params.not_before = ASN1Time::from_timestamp(self.not_before)
+            .unwrap()
+            .to_datetime();
+        params.not_after = ASN1Time::from_timestamp(self.not_after)
+            .unwrap()
+            .to_datetime();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "rogue");
-        params.subject_alt_names =
-            self.uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        params.subject_alt_names = self
+            .uris
+            .iter()
+            .map(|uri| SanType::URI((*uri).try_into().unwrap()))
+            .collect();
         params.extended_key_usages.clone_from(&self.usages);
         let key = KeyPair::generate().unwrap();
         let certificate = match authority {
@@ -128,7 +145,9 @@ impl Rogue {
             .with_custom_certificate_verifier(Arc::new(AcceptAnyServer));
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let mut config = if self.show_certificate {
-            builder.with_client_auth_cert(vec![certificate], key).unwrap()
+            builder
+                .with_client_auth_cert(vec![certificate], key)
+                .unwrap()
         } else {
             builder.with_no_client_auth()
         };
@@ -184,7 +203,9 @@ impl ServerCertVerifier for AcceptAnyServer {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crypto_provider().signature_verification_algorithms.supported_schemes()
+        crypto_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -212,11 +233,19 @@ fn refused_in_both_roles(
 #[test]
 fn nodes_of_one_cluster_accept_each_other() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let (a, b) = (identity(&cluster, "worker-a"), identity(&cluster, "worker-b"));
-    let (client, server) =
-        handshake(a.client_config(node("worker-b")), b.server_config()).unwrap();
-    assert_eq!(a.peer_node_id(client.peer_certificates().unwrap()).unwrap(), node("worker-b"));
-    assert_eq!(b.peer_node_id(server.peer_certificates().unwrap()).unwrap(), node("worker-a"));
+    let (a, b) = (
+        identity(&cluster, "worker-a"),
+        identity(&cluster, "worker-b"),
+    );
+    let (client, server) = handshake(a.client_config(node("worker-b")), b.server_config()).unwrap();
+    assert_eq!(
+        a.peer_node_id(client.peer_certificates().unwrap()).unwrap(),
+        node("worker-b")
+    );
+    assert_eq!(
+        b.peer_node_id(server.peer_certificates().unwrap()).unwrap(),
+        node("worker-a")
+    );
     for side in [&client, &server] {
         assert_eq!(side.alpn_protocol(), Some(ALPN));
         assert_eq!(
@@ -239,7 +268,11 @@ fn the_rogue_itself_is_sound() {
     let own = identity(&cluster, "worker-a");
     let rogue = Rogue::default();
     handshake(rogue.client(Some(&cluster)), own.server_config()).unwrap();
-    handshake(own.client_config(node("worker-b")), rogue.server(Some(&cluster))).unwrap();
+    handshake(
+        own.client_config(node("worker-b")),
+        rogue.server(Some(&cluster)),
+    )
+    .unwrap();
 }
 
 /// A second connection is a full handshake: nothing is resumed, even when the client would like to.
@@ -253,7 +286,10 @@ fn no_resumption() {
         assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full));
     }
     let config = own.server_config();
-    assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (0, 0));
+    assert_eq!(
+        (config.send_tls13_tickets, config.max_early_data_size),
+        (0, 0)
+    );
     assert!(!config.session_storage.can_cache());
     assert!(!own.client_config(node("worker-b")).enable_early_data);
 }
@@ -262,10 +298,16 @@ fn no_resumption() {
 #[test]
 fn wrong_node_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let (a, c) = (identity(&cluster, "worker-a"), identity(&cluster, "worker-c"));
+    let (a, c) = (
+        identity(&cluster, "worker-a"),
+        identity(&cluster, "worker-c"),
+    );
     let (side, text) = handshake(a.client_config(node("worker-b")), c.server_config()).unwrap_err();
     assert_eq!(side, "client");
-    assert!(text.contains("is node worker-c") && text.contains("node worker-b"), "{text}");
+    assert!(
+        text.contains("is node worker-c") && text.contains("node worker-b"),
+        "{text}"
+    );
 }
 
 /// A certificate of another CA of the same name is refused, with the name it claims.
@@ -289,8 +331,17 @@ fn self_signed_is_refused() {
 #[test]
 fn expired_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let rogue = Rogue { not_before: 951_827_000, not_after: 951_827_696, ..Rogue::default() };
-    refused_in_both_roles(&cluster, Some(&cluster), &rogue, &["expired at 2000-02-29T12:34:56Z"]);
+    let rogue = Rogue {
+        not_before: 951_827_000,
+        not_after: 951_827_696,
+        ..Rogue::default()
+    };
+    refused_in_both_roles(
+        &cluster,
+        Some(&cluster),
+        &rogue,
+        &["expired at 2000-02-29T12:34:56Z"],
+    );
 }
 
 /// A certificate of the future is refused, with the time it begins.
@@ -298,7 +349,11 @@ fn expired_is_refused() {
 fn not_yet_valid_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
     let (not_before, not_after) = (4_102_444_800, 4_102_531_200);
-    let rogue = Rogue { not_before, not_after, ..Rogue::default() };
+    let rogue = Rogue {
+        not_before,
+        not_after,
+        ..Rogue::default()
+    };
     let words = ["not valid before 2100-01-01T00:00:00Z"];
     refused_in_both_roles(&cluster, Some(&cluster), &rogue, &words);
 }
@@ -307,8 +362,14 @@ fn not_yet_valid_is_refused() {
 #[test]
 fn two_uris_are_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let uris = vec!["spiffe://fabric/node/worker-b", "spiffe://fabric/node/worker-c"];
-    let rogue = Rogue { uris, ..Rogue::default() };
+    let uris = vec![
+        "spiffe://fabric/node/worker-b",
+        "spiffe://fabric/node/worker-c",
+    ];
+    let rogue = Rogue {
+        uris,
+        ..Rogue::default()
+    };
     refused_in_both_roles(&cluster, Some(&cluster), &rogue, &["rogue", "2 URIs"]);
 }
 
@@ -316,15 +377,26 @@ fn two_uris_are_refused() {
 #[test]
 fn no_uri_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let rogue = Rogue { uris: vec![], ..Rogue::default() };
-    refused_in_both_roles(&cluster, Some(&cluster), &rogue, &["rogue", "no SPIFFE URI"]);
+    let rogue = Rogue {
+        uris: vec![],
+        ..Rogue::default()
+    };
+    refused_in_both_roles(
+        &cluster,
+        Some(&cluster),
+        &rogue,
+        &["rogue", "no SPIFFE URI"],
+    );
 }
 
 /// A certificate of another trust domain is refused although the CA signed it.
 #[test]
 fn wrong_trust_domain_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let rogue = Rogue { uris: vec!["spiffe://other/node/worker-b"], ..Rogue::default() };
+    let rogue = Rogue {
+        uris: vec!["spiffe://other/node/worker-b"],
+        ..Rogue::default()
+    };
     let words = ["spiffe://other/node/worker-b", "not fabric"];
     refused_in_both_roles(&cluster, Some(&cluster), &rogue, &words);
 }
@@ -333,16 +405,26 @@ fn wrong_trust_domain_is_refused() {
 #[test]
 fn not_a_node_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let rogue = Rogue { uris: vec!["spiffe://fabric/pod/worker-b"], ..Rogue::default() };
-    refused_in_both_roles(&cluster, Some(&cluster), &rogue, &["spiffe://fabric/pod/worker-b"]);
+    let rogue = Rogue {
+        uris: vec!["spiffe://fabric/pod/worker-b"],
+        ..Rogue::default()
+    };
+    refused_in_both_roles(
+        &cluster,
+        Some(&cluster),
+        &rogue,
+        &["spiffe://fabric/pod/worker-b"],
+    );
 }
 
 /// A certificate for another use is refused.
 #[test]
 fn wrong_extended_key_usage_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
-    let rogue =
-        Rogue { usages: vec![ExtendedKeyUsagePurpose::CodeSigning], ..Rogue::default() };
+    let rogue = Rogue {
+        usages: vec![ExtendedKeyUsagePurpose::CodeSigning],
+        ..Rogue::default()
+    };
     refused_in_both_roles(&cluster, Some(&cluster), &rogue, &["extended key usage"]);
 }
 
@@ -351,7 +433,10 @@ fn wrong_extended_key_usage_is_refused() {
 fn client_only_certificate_cannot_serve() {
     let cluster = authority::init("fabric", 1).unwrap();
     let own = identity(&cluster, "worker-a");
-    let rogue = Rogue { usages: vec![ExtendedKeyUsagePurpose::ClientAuth], ..Rogue::default() };
+    let rogue = Rogue {
+        usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
+        ..Rogue::default()
+    };
     let server = rogue.server(Some(&cluster));
     let (side, _) = handshake(own.client_config(node("worker-b")), server).unwrap_err();
     assert_eq!(side, "client");
@@ -366,8 +451,9 @@ fn node_cannot_act_as_authority() {
     let signer = KeyPair::from_pem(&stolen.key_pem).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&stolen.chain_pem, signer).unwrap();
     let mut params = CertificateParams::default();
-    params.subject_alt_names =
-        vec![SanType::URI("spiffe://fabric/node/worker-b".try_into().unwrap())];
+    params.subject_alt_names = vec![SanType::URI(
+        "spiffe://fabric/node/worker-b".try_into().unwrap(),
+    )];
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
     let forged = params.signed_by(&key, &issuer).unwrap();
@@ -392,7 +478,10 @@ fn node_cannot_act_as_authority() {
 fn no_client_certificate_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
     let own = identity(&cluster, "worker-a");
-    let rogue = Rogue { show_certificate: false, ..Rogue::default() };
+    let rogue = Rogue {
+        show_certificate: false,
+        ..Rogue::default()
+    };
     let (side, text) = handshake(rogue.client(None), own.server_config()).unwrap_err();
     assert_eq!(side, "server");
     assert!(text.contains("no certificates"), "{text}");
@@ -403,11 +492,24 @@ fn no_client_certificate_is_refused() {
 fn wrong_alpn_is_refused() {
     let cluster = authority::init("fabric", 1).unwrap();
     let own = identity(&cluster, "worker-a");
-    let rogue = Rogue { alpn: b"h3", ..Rogue::default() };
+    let rogue = Rogue {
+        alpn: b"h3",
+        ..Rogue::default()
+    };
     let as_client = handshake(rogue.client(Some(&cluster)), own.server_config()).unwrap_err();
     assert_eq!(as_client.0, "server");
-    assert!(as_client.1.contains("any known protocol"), "{}", as_client.1);
-    assert!(handshake(own.client_config(node("worker-b")), rogue.server(Some(&cluster))).is_err());
+    assert!(
+        as_client.1.contains("any known protocol"),
+        "{}",
+        as_client.1
+    );
+    assert!(
+        handshake(
+            own.client_config(node("worker-b")),
+            rogue.server(Some(&cluster))
+        )
+        .is_err()
+    );
 }
 
 /// A TLS 1.2 hello, written out byte by byte, is refused.
@@ -431,5 +533,8 @@ fn tls12_is_refused() {
     let mut server =
         quic::ServerConnection::new(own.server_config(), quic::Version::V1, vec![]).unwrap();
     let error = server.read_hs(&hello).unwrap_err();
-    assert!(matches!(error, rustls::Error::PeerIncompatible(_)), "{error}");
+    assert!(
+        matches!(error, rustls::Error::PeerIncompatible(_)),
+        "{error}"
+    );
 }

@@ -43,7 +43,9 @@ const KEY_MODE_TOO_OPEN: u32 = 0o077;
 #[derive(Debug, Error)]
 pub enum IdentityError {
     /// A file is not there.
-    #[error("the {what} {path} does not exist: make it with `fabric pki issue NODE`, or correct its path in the configuration")]
+    #[error(
+        "the {what} {path} does not exist: make it with `fabric pki issue NODE`, or correct its path in the configuration"
+    )]
     Missing {
         /// Which of the three.
         what: &'static str,
@@ -61,7 +63,9 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// A file holds something else.
-    #[error("the {what} {path} is not usable: {reason}; replace it by the PEM file that `fabric pki issue` wrote")]
+    #[error(
+        "the {what} {path} is not usable: {reason}; replace it by the PEM file that `fabric pki issue` wrote"
+    )]
     Content {
         /// Which of the three.
         what: &'static str,
@@ -71,7 +75,9 @@ pub enum IdentityError {
         reason: String,
     },
     /// Key and certificate are not a pair.
-    #[error("the key {key} does not match the certificate {certificate}: both must come from the same `fabric pki issue`")]
+    #[error(
+        "the key {key} does not match the certificate {certificate}: both must come from the same `fabric pki issue`"
+    )]
     KeyMismatch {
         /// The key file.
         key: PathBuf,
@@ -79,7 +85,9 @@ pub enum IdentityError {
         certificate: PathBuf,
     },
     /// The CA would refuse this certificate.
-    #[error("the certificate {certificate} is not accepted by the CA {ca}: {reason}; issue the node anew with this CA")]
+    #[error(
+        "the certificate {certificate} is not accepted by the CA {ca}: {reason}; issue the node anew with this CA"
+    )]
     NotAccepted {
         /// The certificate file.
         certificate: PathBuf,
@@ -89,7 +97,9 @@ pub enum IdentityError {
         reason: String,
     },
     /// It is too late for this certificate.
-    #[error("the certificate {certificate} expired at {not_after}; it is {now}: issue the node anew with `fabric pki issue NODE --force`, or correct the clock")]
+    #[error(
+        "the certificate {certificate} expired at {not_after}; it is {now}: issue the node anew with `fabric pki issue NODE --force`, or correct the clock"
+    )]
     Expired {
         /// The certificate file.
         certificate: PathBuf,
@@ -99,7 +109,9 @@ pub enum IdentityError {
         now: Rfc3339,
     },
     /// It is too early for this certificate.
-    #[error("the certificate {certificate} is not valid before {not_before}; it is {now}: correct the clock")]
+    #[error(
+        "the certificate {certificate} is not valid before {not_before}; it is {now}: correct the clock"
+    )]
     NotYetValid {
         /// The certificate file.
         certificate: PathBuf,
@@ -151,14 +163,21 @@ impl NodeIdentity {
         let private = load_key(key)?;
         let (id, validity) = inspect(certificate, &chain)?;
 
-        let signing = provider.key_provider.load_private_key(private).map_err(|e| {
-            IdentityError::Content { what: "key", path: key.to_owned(), reason: e.to_string() }
-        })?;
+        let signing = provider
+            .key_provider
+            .load_private_key(private)
+            .map_err(|e| IdentityError::Content {
+                what: "key",
+                path: key.to_owned(),
+                reason: e.to_string(),
+            })?;
         let certified = CertifiedKey::new(chain, signing);
-        certified.keys_match().map_err(|_| IdentityError::KeyMismatch {
-            key: key.to_owned(),
-            certificate: certificate.to_owned(),
-        })?;
+        certified
+            .keys_match()
+            .map_err(|_| IdentityError::KeyMismatch {
+                key: key.to_owned(),
+                certificate: certificate.to_owned(),
+            })?;
 
         let chain_verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
@@ -181,8 +200,10 @@ impl NodeIdentity {
             reason,
         })?;
 
-        let as_client =
-            Arc::new(AnyNode { chain: chain_verifier, trust_domain: id.trust_domain.clone() });
+        let as_client = Arc::new(AnyNode {
+            chain: chain_verifier,
+            trust_domain: id.trust_domain.clone(),
+        });
         let resolver = Arc::new(SingleCertAndKey::from(certified));
         let client_template = client_config(&provider, as_server, Arc::clone(&resolver))?;
         let server = Arc::new(server_config(&provider, as_client, resolver)?);
@@ -190,7 +211,15 @@ impl NodeIdentity {
         for warning in &warnings {
             tracing::warn!(node = %id.node, "{warning}");
         }
-        Ok(Self { id, validity, roots, provider, client_template, server, warnings })
+        Ok(Self {
+            id,
+            validity,
+            roots,
+            provider,
+            client_template,
+            server,
+            warnings,
+        })
     }
 
     /// This node's name, as its certificate says.
@@ -223,12 +252,14 @@ impl NodeIdentity {
     #[must_use]
     pub fn client_config(&self, expected: NodeId) -> Arc<ClientConfig> {
         let mut config = self.client_template.clone();
-        config.dangerous().set_certificate_verifier(Arc::new(ExactNode {
-            roots: Arc::clone(&self.roots),
-            provider: Arc::clone(&self.provider),
-            trust_domain: self.id.trust_domain.clone(),
-            expected,
-        }));
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::new(ExactNode {
+                roots: Arc::clone(&self.roots),
+                provider: Arc::clone(&self.provider),
+                trust_domain: self.id.trust_domain.clone(),
+                expected,
+            }));
         Arc::new(config)
     }
 
@@ -262,7 +293,11 @@ pub fn crypto_provider() -> CryptoProvider {
             cipher_suite::TLS13_AES_256_GCM_SHA384,
             cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
         ],
-        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+        ],
         ..aws_lc_rs::default_provider()
     }
 }
@@ -318,8 +353,11 @@ fn load_certificates(
     what: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let unusable =
-        |reason: String| IdentityError::Content { what, path: path.to_owned(), reason };
+    let unusable = |reason: String| IdentityError::Content {
+        what,
+        path: path.to_owned(),
+        reason,
+    };
     let content = read(what, path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&content)
         .collect::<Result<_, _>>()
@@ -357,7 +395,10 @@ fn inspect(
     path: &Path,
     chain: &[CertificateDer<'static>],
 ) -> Result<(SpiffeId, Validity), IdentityError> {
-    let named = |source| IdentityError::Name { certificate: path.to_owned(), source };
+    let named = |source| IdentityError::Name {
+        certificate: path.to_owned(),
+        source,
+    };
     let end_entity = chain.first().ok_or(PeerError::NoCertificate)?;
     let (_, certificate) = X509Certificate::from_der(end_entity)
         .map_err(|e| named(SpiffeError::Malformed(e.to_string())))?;
@@ -430,8 +471,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         files::init_dir(dir.path(), "fabric", 10, Overwrite::No).unwrap();
         let node = NodeId::new("worker-a").unwrap();
-        let (files, _) =
-            files::issue_dir(dir.path(), &node, dir.path(), 5, Overwrite::No).unwrap();
+        let (files, _) = files::issue_dir(dir.path(), &node, dir.path(), 5, Overwrite::No).unwrap();
         Home { dir, files }
     }
 
@@ -464,14 +504,22 @@ mod tests {
         let home = home();
         fs::set_permissions(&home.files.key, Permissions::from_mode(0o644)).unwrap();
         let identity = load(&home.files).unwrap();
-        let [warning] = identity.warnings() else { panic!("{:?}", identity.warnings()) };
-        assert!(warning.contains("0644") && warning.contains("chmod 600"), "{warning}");
+        let [warning] = identity.warnings() else {
+            panic!("{:?}", identity.warnings())
+        };
+        assert!(
+            warning.contains("0644") && warning.contains("chmod 600"),
+            "{warning}"
+        );
     }
 
     /// Each missing file is named together with what it is.
     #[test]
     fn missing_files() {
-        for (index, what) in ["CA certificate", "certificate", "key"].into_iter().enumerate() {
+        for (index, what) in ["CA certificate", "certificate", "key"]
+            .into_iter()
+            .enumerate()
+        {
             let home = home();
             let path = [&home.files.ca, &home.files.certificate, &home.files.key][index];
             fs::remove_file(path).unwrap();
@@ -485,8 +533,11 @@ mod tests {
     /// Files that hold something else are refused with their name.
     #[test]
     fn wrong_content() {
-        for content in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
-        {
+        for content in [
+            "",
+            "hello",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
             for index in 0..3 {
                 let home = home();
                 let path = [&home.files.ca, &home.files.certificate, &home.files.key][index];
@@ -515,7 +566,9 @@ mod tests {
         let error = NodeIdentity::load(&two.files.ca, &one.files.certificate, &one.files.key);
         let text = error.unwrap_err().to_string();
         assert!(text.contains("this cluster's CA"), "{text}");
-        let bundle = [&two.files.ca, &one.files.ca].map(|path| fs::read(path).unwrap()).concat();
+        let bundle = [&two.files.ca, &one.files.ca]
+            .map(|path| fs::read(path).unwrap())
+            .concat();
         fs::write(&two.files.ca, bundle).unwrap();
         NodeIdentity::load(&two.files.ca, &one.files.certificate, &one.files.key).unwrap();
     }

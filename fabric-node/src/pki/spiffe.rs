@@ -27,13 +27,17 @@ pub enum SpiffeError {
     #[error("the certificate has no SPIFFE URI among its subject alternative names")]
     NoUri,
     /// There is more than one URI.
-    #[error("the certificate has {0} URIs among its subject alternative names; exactly one is allowed")]
+    #[error(
+        "the certificate has {0} URIs among its subject alternative names; exactly one is allowed"
+    )]
     ManyUris(usize),
     /// The one URI has another form.
     #[error("the certificate's URI {0:?} is not of the form spiffe://<trust domain>/node/<node>")]
     Form(String),
     /// The trust domain cannot be one.
-    #[error("{0:?} is not a trust domain: use lower-case letters, digits, '.', '-' and '_', at most 255 bytes")]
+    #[error(
+        "{0:?} is not a trust domain: use lower-case letters, digits, '.', '-' and '_', at most 255 bytes"
+    )]
     TrustDomain(String),
     /// The node name cannot be one.
     #[error("the certificate's URI names no node: {0}")]
@@ -66,7 +70,9 @@ impl TrustDomain {
     /// [`SpiffeError`].
     pub fn of_authority(certificate: &X509Certificate<'_>) -> Result<Self, SpiffeError> {
         let uri = single_uri(certificate)?;
-        let name = uri.strip_prefix(SCHEME).ok_or_else(|| SpiffeError::Form(uri.to_owned()))?;
+        let name = uri
+            .strip_prefix(SCHEME)
+            .ok_or_else(|| SpiffeError::Form(uri.to_owned()))?;
         Self::new(name)
     }
 
@@ -117,8 +123,10 @@ impl SpiffeId {
     /// [`SpiffeError`].
     pub fn parse(uri: &str) -> Result<Self, SpiffeError> {
         let form = || SpiffeError::Form(uri.to_owned());
-        let (domain, path) =
-            uri.strip_prefix(SCHEME).and_then(|rest| rest.split_once('/')).ok_or_else(form)?;
+        let (domain, path) = uri
+            .strip_prefix(SCHEME)
+            .and_then(|rest| rest.split_once('/'))
+            .ok_or_else(form)?;
         let node = path.strip_prefix(NODE_PATH).ok_or_else(form)?;
         if node.contains('/') {
             return Err(form());
@@ -142,7 +150,11 @@ fn single_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, Spiff
         .map_err(|e| SpiffeError::Malformed(format!("subject alternative names: {e}")))?
         .ok_or(SpiffeError::NoUri)?;
     let mut uris = names.value.general_names.iter().filter_map(|name| {
-        if let GeneralName::URI(uri) = name { Some(*uri) } else { None }
+        if let GeneralName::URI(uri) = name {
+            Some(*uri)
+        } else {
+            None
+        }
     });
     let first = uris.next().ok_or(SpiffeError::NoUri)?;
     match uris.count() {

@@ -64,7 +64,9 @@ pub enum PeerError {
         found: SpiffeId,
     },
     /// Another node answered than the one that was dialled.
-    #[error("the peer is node {found}, but node {expected} was expected at this address: check the underlay addresses of both")]
+    #[error(
+        "the peer is node {found}, but node {expected} was expected at this address: check the underlay addresses of both"
+    )]
     WrongNode {
         /// The node dialled.
         expected: NodeId,
@@ -83,10 +85,15 @@ pub fn node_of(
     certificates: &[CertificateDer<'_>],
 ) -> Result<NodeId, PeerError> {
     let end_entity = certificates.first().ok_or(PeerError::NoCertificate)?;
-    let found = SpiffeId::of_der(end_entity)
-        .map_err(|source| PeerError::Name { subject: subject_of(end_entity), source })?;
+    let found = SpiffeId::of_der(end_entity).map_err(|source| PeerError::Name {
+        subject: subject_of(end_entity),
+        source,
+    })?;
     if found.trust_domain != *trust_domain {
-        return Err(PeerError::TrustDomain { expected: trust_domain.clone(), found });
+        return Err(PeerError::TrustDomain {
+            expected: trust_domain.clone(),
+            found,
+        });
     }
     Ok(found.node)
 }
@@ -98,14 +105,22 @@ pub(super) fn chain_reason(
     now: UnixTime,
 ) -> String {
     let now = Rfc3339(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-    let validity = X509Certificate::from_der(end_entity).ok().map(|(_, c)| Validity::of(&c));
+    let validity = X509Certificate::from_der(end_entity)
+        .ok()
+        .map(|(_, c)| Validity::of(&c));
     let rustls::Error::InvalidCertificate(error) = error else {
         return error.to_string();
     };
-    #[allow(clippy::wildcard_enum_match_arm, reason = "the enum of another crate keeps growing")]
+    #[allow(
+        clippy::wildcard_enum_match_arm,
+        reason = "the enum of another crate keeps growing"
+    )]
     match (error, validity) {
         (CertificateError::Expired | CertificateError::ExpiredContext { .. }, Some(validity)) => {
-            format!("its certificate expired at {}; it is {now} here", Rfc3339(validity.not_after))
+            format!(
+                "its certificate expired at {}; it is {now} here",
+                Rfc3339(validity.not_after)
+            )
         }
         (
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
@@ -153,9 +168,13 @@ impl ServerCertVerifier for ExactNode {
                 )
             })
             .map_err(|error| refuse_chain(&error, end_entity, now))?;
-        let found = node_of(&self.trust_domain, std::slice::from_ref(end_entity)).map_err(refuse)?;
+        let found =
+            node_of(&self.trust_domain, std::slice::from_ref(end_entity)).map_err(refuse)?;
         if found != self.expected {
-            return Err(refuse(PeerError::WrongNode { expected: self.expected.clone(), found }));
+            return Err(refuse(PeerError::WrongNode {
+                expected: self.expected.clone(),
+                found,
+            }));
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -181,7 +200,9 @@ impl ServerCertVerifier for ExactNode {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -258,10 +279,13 @@ fn refuse_chain(
     end_entity: &CertificateDer<'_>,
     now: UnixTime,
 ) -> rustls::Error {
-    let claim = SpiffeId::of_der(end_entity)
-        .map_or_else(|_| subject_of(end_entity), |id| id.to_string());
+    let claim =
+        SpiffeId::of_der(end_entity).map_or_else(|_| subject_of(end_entity), |id| id.to_string());
     let reason = chain_reason(error, end_entity, now);
-    refuse(PeerError::Chain { claim: shorten(&claim), reason })
+    refuse(PeerError::Chain {
+        claim: shorten(&claim),
+        reason,
+    })
 }
 
 /// The subject, quoted: its text comes from the peer.

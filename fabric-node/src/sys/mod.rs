@@ -4,4 +4,5 @@
 pub mod capture;
 pub mod netlink;
 pub mod netns;
+pub mod peer;
 pub mod tun;

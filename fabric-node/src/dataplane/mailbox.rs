@@ -98,9 +98,10 @@ impl Waker {
 }
 
 impl Inbox {
-    /// Takes back all wakes; call it before looking at commands and state.
-    pub fn clear(&self) {
-        let _ = rustix::io::read(&*self.waker.0, &mut [0; 8]);
+    /// Takes back all wakes, and tells whether there were any; call it before looking at commands
+    /// and state.
+    pub fn clear(&self) -> bool {
+        rustix::io::read(&*self.waker.0, &mut [0; 8]).is_ok()
     }
 
     /// The next command.

@@ -121,7 +121,9 @@ impl Worker {
             self.follow(&published, now);
             self.turn(&published, now);
             self.publish_report(now);
-            self.sleep();
+            if self.running {
+                self.sleep();
+            }
         }
         self.endpoint.shut_down(Instant::now());
     }
@@ -169,10 +171,13 @@ impl Worker {
 
     /// Applies a changed state and the commands that came with it.
     fn follow(&mut self, published: &Published, now: Instant) {
-        self.inbox.clear();
+        let woken = self.inbox.clear();
         if self.generation != Some(published.snapshot.generation()) {
             self.generation = Some(published.snapshot.generation());
             self.endpoint.set_peers(&published.peers, now);
+        } else if woken {
+            // Another worker may have learned how many workers a peer has.
+            self.endpoint.dial(now);
         }
         while let Some(command) = self.inbox.next() {
             match command {

@@ -290,7 +290,7 @@ impl Endpoint {
     // Dialling.
 
     /// Begins every attempt that is due.
-    pub(super) fn dial(&mut self, now: Instant) {
+    pub fn dial(&mut self, now: Instant) {
         let context = &self.context;
         let mut due = Vec::new();
         for (id, entry) in &mut self.peers {

@@ -1,6 +1,7 @@
 //! Joining is undone by cutting: the same packets come back, in the order of their flow.
 #![allow(
     clippy::unwrap_used,
+    clippy::redundant_clone,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation
@@ -13,7 +14,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     offload::{Gso, GsoKind, VnetHeader, segment::segment},
-    packet::{checksum, parse},
+    packet::{Transport, checksum, parse},
     testing::packets::{Generator, Ip, Tcp, echo_request, udp, udp_partial},
 };
 
@@ -68,16 +69,16 @@ fn by_flow(packets: &[Vec<u8>]) -> HashMap<String, Vec<&Vec<u8>>> {
     for packet in packets {
         let parsed = headers(packet);
         let ports = match parsed.transport {
-            crate::packet::Transport::Tcp {
+            Transport::Tcp {
                 source,
                 destination,
                 ..
             }
-            | crate::packet::Transport::Udp {
+            | Transport::Udp {
                 source,
                 destination,
             } => Some((source, destination)),
-            _ => None,
+            Transport::Icmp { .. } | Transport::Other | Transport::Absent => None,
         };
         let key = format!(
             "{} {} {} {ports:?}",
@@ -137,7 +138,11 @@ fn traffic(seed: u64) -> Vec<Vec<u8>> {
         let len = if random.one_in(30) { 0 } else { size };
         let payload = random.bytes(len);
         let (sequence, identification) = next[flow];
-        let mut ip = if flow % 2 == 0 { Ip::v4() } else { Ip::v6() };
+        let mut ip = if flow.is_multiple_of(2) {
+            Ip::v4()
+        } else {
+            Ip::v6()
+        };
         ip.identification = identification;
         ip.traffic_class = if random.one_in(20) { 3 } else { 2 };
         ip.ttl = if random.one_in(30) { 63 } else { 64 };
@@ -155,7 +160,10 @@ fn traffic(seed: u64) -> Vec<Vec<u8>> {
                     sequence,
                     flags: flags[random.below(flags.len())],
                     window: if random.one_in(20) { 99 } else { 512 },
-                    options: vec![1; if random.one_in(30) { 4 } else { 12 }],
+                    options: vec![
+                        u8::from(!random.one_in(30));
+                        if random.one_in(30) { 4 } else { 12 }
+                    ],
                     ..Tcp::default()
                 };
                 tcp.packet(&ip, &payload)
@@ -164,7 +172,7 @@ fn traffic(seed: u64) -> Vec<Vec<u8>> {
         if random.one_in(25) {
             let at = usize::from(headers(&packet).transport_offset);
             // Above the ports, and not where a header length would change.
-            let at = at + if flow % 3 == 0 { 6 } else { 16 };
+            let at = at + if flow.is_multiple_of(3) { 6 } else { 16 };
             packet[at] ^= 0x40;
         }
         next[flow] = (
@@ -380,6 +388,21 @@ fn leaves_strangers_alone() {
     }
 }
 
+/// TCP options of one length and different content, as timestamps are, keep segments apart.
+#[test]
+fn different_options_do_not_join() {
+    let run = |options: [u8; 4]| {
+        let tcp = Tcp {
+            options: options.to_vec(),
+            ..Tcp::default()
+        };
+        tcp_run(&Ip::v6(), &tcp, 2, 100, 0)
+    };
+    let (a, b) = (run([1, 1, 1, 0]), run([1, 1, 1, 1]));
+    assert_eq!(coalesce_all(&a).len(), 1);
+    assert_eq!(coalesce_all(&[a[0].clone(), b[1].clone()]).len(), 2);
+}
+
 /// A first packet that is corrupt is not covered up by a sound one after it.
 #[test]
 fn corrupt_first_packet_stays_corrupt() {
@@ -464,6 +487,22 @@ fn constant_identification_joins_with_df_only() {
     };
     let plain: Vec<_> = (0..4_u8).map(|n| udp(&ip, 7, 9, &[n; 100])).collect();
     assert_eq!(coalesce_all(&plain).len(), 4);
+}
+
+/// A run keeps to one way of numbering: after counting, a repeated identification does not join, and
+/// the other way round.
+#[test]
+fn identification_keeps_to_one_pattern() {
+    for pattern in [[5, 6, 5], [5, 5, 7]] {
+        let packets = pattern.map(|identification| {
+            let ip = Ip {
+                identification,
+                ..Ip::v4()
+            };
+            udp(&ip, 7, 9, &[1; 100])
+        });
+        assert_eq!(coalesce_all(&packets).len(), 2, "{pattern:?}");
+    }
 }
 
 /// UDP without a checksum, and with a length that is not the packet's, passes as it came.

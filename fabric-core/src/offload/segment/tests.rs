@@ -1,6 +1,7 @@
 //! Segments against packets made one by one, as a sender without offload would make them.
 #![allow(
     clippy::unwrap_used,
+    clippy::unwrap_in_result,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation

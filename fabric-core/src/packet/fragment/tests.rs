@@ -1,6 +1,7 @@
 //! Fragments against a reassembler that knows nothing of how they were cut.
 #![allow(
     clippy::unwrap_used,
+    clippy::unwrap_in_result,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects
 )]
@@ -142,8 +143,11 @@ fn refuses_what_may_not_be_cut() {
 /// A fragment that would begin beyond the offset field is refused, as is a buffer too short.
 #[test]
 fn refuses_impossible_sizes() {
-    let packet = ip(0x1fff, Vec::new()).packet(132, &[7; 200]);
-    assert_eq!(cut(&packet, 100), Err(DropReason::BadTotalLength));
+    // 25 pieces of 8 bytes: the last may begin at 0x1fff and not one piece later.
+    let packet = ip(0x1fff - 24, Vec::new()).packet(132, &[7; 200]);
+    assert_eq!(cut(&packet, 28).unwrap().len(), 25);
+    let packet = ip(0x1fff - 23, Vec::new()).packet(132, &[7; 200]);
+    assert_eq!(cut(&packet, 28), Err(DropReason::BadTotalLength));
     let packet = udp(&ip(0, Vec::new()), 1, 2, &[7; 200]);
     let headers = parse(&packet, packet.len()).unwrap();
     let result = split(&packet[..100], &headers, 80, &mut Vec::new(), |_| {

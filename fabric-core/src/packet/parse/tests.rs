@@ -11,6 +11,7 @@
 //!   look behind it in the same way for both families.
 #![allow(
     clippy::unwrap_used,
+    clippy::unwrap_in_result,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation

@@ -1,5 +1,9 @@
 //! Every TTL and every ECN codepoint, the header checksum recomputed beside it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use proptest::prelude::*;
 

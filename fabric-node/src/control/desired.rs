@@ -1,7 +1,12 @@
 //! What the cluster should look like: nodes and their ranges.
 
-use std::{collections::BTreeMap, fmt, net::{IpAddr, SocketAddr}};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
+use fabric_core::ids::PeerId;
 use ipnet::IpNet;
 
 /// Name of a node, as in its certificate. `[a-z0-9]([-a-z0-9.]*[a-z0-9])?`, at most 253 bytes.
@@ -17,9 +22,17 @@ impl NodeId {
     pub fn new(name: &str) -> Result<Self, String> {
         let ok = !name.is_empty()
             && name.len() <= 253
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
-            && name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
-            && name.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric);
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+            && name
+                .as_bytes()
+                .first()
+                .is_some_and(u8::is_ascii_alphanumeric)
+            && name
+                .as_bytes()
+                .last()
+                .is_some_and(u8::is_ascii_alphanumeric);
         if ok {
             Ok(Self(name.to_owned()))
         } else {
@@ -58,4 +71,15 @@ pub struct NodeSpec {
 pub struct DesiredState {
     /// All nodes by name.
     pub nodes: BTreeMap<NodeId, NodeSpec>,
+}
+
+/// A peer to hold connections with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerTarget {
+    /// Its number in snapshots, the same for the life of the daemon.
+    pub id: PeerId,
+    /// Its name, which its certificate must bear.
+    pub node: NodeId,
+    /// Where its workers listen, as in [`NodeSpec::underlay`].
+    pub underlay: Vec<SocketAddr>,
 }

@@ -4,4 +4,5 @@
 
 pub mod desired;
 pub mod file;
+pub mod last_good;
 pub mod reconcile;

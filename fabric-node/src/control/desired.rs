@@ -73,13 +73,13 @@ pub struct DesiredState {
     pub nodes: BTreeMap<NodeId, NodeSpec>,
 }
 
-/// A peer node as the tunnel needs it.
+/// A peer to hold connections with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerTarget {
-    /// Number for the life of the daemon.
+    /// Its number in snapshots, the same for the life of the daemon.
     pub id: PeerId,
-    /// Name, as in its certificate.
+    /// Its name, which its certificate must bear.
     pub node: NodeId,
-    /// Where its worker 0 listens.
+    /// Where its workers listen, as in [`NodeSpec::underlay`].
     pub underlay: Vec<SocketAddr>,
 }

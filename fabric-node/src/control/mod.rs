@@ -6,4 +6,5 @@ pub mod desired;
 pub mod file;
 pub mod host;
 pub mod in_force;
+pub mod last_good;
 pub mod reconcile;

@@ -99,12 +99,17 @@ impl AdminListener {
     async fn accept_permitted(&self) -> io::Result<Option<UnixStream>> {
         let (stream, _) = self.listener.accept().await?;
         let uid = stream.peer_cred()?.uid();
-        if uid == 0 || uid == self.own_uid {
+        if is_permitted(uid, self.own_uid) {
             return Ok(Some(stream));
         }
         tracing::warn!(uid, socket = %self.path.display(), "admin connection of another user refused");
         Ok(None)
     }
+}
+
+/// Root and the daemon's own user may ask; others learn nothing.
+fn is_permitted(uid: u32, own_uid: u32) -> bool {
+    uid == 0 || uid == own_uid
 }
 
 impl Drop for AdminListener {
@@ -339,6 +344,13 @@ mod tests {
         running.stop.send(()).unwrap();
         running.task.await.unwrap().unwrap();
         assert!(!path.exists());
+    }
+
+    /// Root and the daemon's own user are heard, nobody else is.
+    #[test]
+    fn who_is_heard() {
+        assert!(is_permitted(0, 1000) && is_permitted(1000, 1000) && is_permitted(0, 0));
+        assert!(!is_permitted(1001, 1000) && !is_permitted(65_534, 0));
     }
 
     /// Health answers 200; readiness answers 503 with the reasons while degraded.

@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let called = arguments
         .first()
-        .map_or(OsStr::new("fabric"), OsString::as_os_str);
+        .map_or_else(|| OsStr::new("fabric"), OsString::as_os_str);
     let parsed = command(called)
         .try_get_matches_from(&arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches));

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use fabric_proto::admin::{DropList, PacketAccount, PeerList, PodList, RouteList, Status, Tally};
 
-use super::output::{NONE, Show, age, list, or_none, table};
+use super::output::{NONE, Show, age, list, or_none, printable, table};
 
 /// How much of a container id is shown (characters), as container tools do.
 const CONTAINER_ID_CHARS: usize = 13;
@@ -54,12 +54,12 @@ impl Show for Status {
         }
         let mut text = String::new();
         for (name, value) in lines {
-            let _ = writeln!(text, "{:<17}{value}", format!("{name}:"));
+            let _ = writeln!(text, "{:<17}{}", format!("{name}:"), printable(&value));
         }
         if !self.reasons.is_empty() {
             text.push_str("Reasons:\n");
             for reason in &self.reasons {
-                let _ = writeln!(text, "  - {reason}");
+                let _ = writeln!(text, "  - {}", printable(reason));
             }
         }
         text

@@ -1,6 +1,6 @@
 //! Real QUIC handshakes in memory: who is accepted, and what the refusal says.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::unwrap_in_result)]
 
 use std::sync::Arc;
 
@@ -109,6 +109,18 @@ impl Default for Rogue {
 impl Rogue {
     /// Its certificate, signed by `authority` or by itself.
     fn certificate(&self, authority: Option<&Authority>) -> (CertificateDer<'static>, KeyPair) {
+        let (certificate, key) = self.make(authority);
+        (certificate.der().clone(), key)
+    }
+
+    /// Writes such a certificate as PEM and gives its key.
+    fn write(&self, authority: Option<&Authority>, path: &std::path::Path) -> KeyPair {
+        let (certificate, key) = self.make(authority);
+        std::fs::write(path, certificate.pem()).unwrap();
+        key
+    }
+
+    fn make(&self, authority: Option<&Authority>) -> (rcgen::Certificate, KeyPair) {
         let mut params = CertificateParams::default();
         params.not_before = ASN1Time::from_timestamp(self.not_before)
             .unwrap()
@@ -133,7 +145,7 @@ impl Rogue {
             }
             None => params.self_signed(&key).unwrap(),
         };
-        (certificate.der().clone(), key)
+        (certificate, key)
     }
 
     fn client(&self, authority: Option<&Authority>) -> Arc<ClientConfig> {
@@ -221,7 +233,7 @@ fn refused_in_both_roles(
     let as_client = handshake(rogue.client(signer), own.server_config());
     let as_server = handshake(own.client_config(node("worker-b")), rogue.server(signer));
     for (result, refuser) in [(as_client, "server"), (as_server, "client")] {
-        let (side, text) = result.err().expect("the rogue was accepted");
+        let (side, text) = result.expect_err("the rogue was accepted");
         assert_eq!(side, refuser, "{text}");
         for word in words {
             assert!(text.contains(word), "{word:?} is not in {text:?}");
@@ -537,4 +549,52 @@ fn tls12_is_refused() {
         matches!(error, rustls::Error::PeerIncompatible(_)),
         "{error}"
     );
+}
+
+/// A node does not start with a certificate that its peers would refuse, and says which and why.
+#[test]
+fn own_certificate_is_held_to_the_same_rules() {
+    let cluster = authority::init("fabric", 1).unwrap();
+    let past = Rogue {
+        not_before: 951_827_000,
+        not_after: 951_827_696,
+        ..Rogue::default()
+    };
+    let future = Rogue {
+        not_before: 4_102_444_800,
+        not_after: 4_102_531_200,
+        ..Rogue::default()
+    };
+    let nameless = Rogue {
+        uris: vec![],
+        ..Rogue::default()
+    };
+    let useless = Rogue {
+        usages: vec![ExtendedKeyUsagePurpose::ServerAuth],
+        ..Rogue::default()
+    };
+    for (rogue, signer, words) in [
+        (
+            past,
+            Some(&cluster),
+            "expired at 2000-02-29T12:34:56Z; it is 2",
+        ),
+        (
+            future,
+            Some(&cluster),
+            "not valid before 2100-01-01T00:00:00Z; it is 2",
+        ),
+        (nameless, Some(&cluster), "no SPIFFE URI"),
+        (useless, Some(&cluster), "extended key usage"),
+        (Rogue::default(), None, "is not accepted by the CA"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let key = rogue.write(signer, &path("node.pem"));
+        std::fs::write(path("ca.pem"), cluster.certificate_pem()).unwrap();
+        std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
+        let error = NodeIdentity::load(&path("ca.pem"), &path("node.pem"), &path("key.pem"));
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(words) && text.contains("node.pem"), "{text}");
+    }
 }

@@ -5,7 +5,7 @@
 //! byte of a refused peer is ever read. Never done here: revocation; a node that left the cluster is
 //! refused by the tunnel because its id is unknown there.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore,
@@ -259,19 +259,10 @@ impl ClientCertVerifier for AnyNode {
     }
 }
 
-/// rustls prints a foreign error by its `Debug`; this one's `Debug` is the sentence itself.
-#[derive(Error)]
-#[error("{0}")]
-struct Sentence(PeerError);
-
-impl fmt::Debug for Sentence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
+/// The one kind of TLS error that is printed as the sentence it carries. The price is that the peer
+/// gets the alert `handshake_failure` for every reason; QUIC's close frame tells it the sentence.
 fn refuse(error: PeerError) -> rustls::Error {
-    CertificateError::Other(OtherError(Arc::new(Sentence(error)))).into()
+    rustls::Error::Other(OtherError(Arc::new(error)))
 }
 
 fn refuse_chain(

@@ -75,8 +75,8 @@ fn tun_offloads() -> Finding {
                 "mend tun-device first",
             );
         }
-        Err(error @ NetnsError::Create { .. }) if !rustix::process::geteuid().is_root() => {
-            let detail = format!("not probed: {error}");
+        Err(NetnsError::Create { .. }) if !rustix::process::geteuid().is_root() => {
+            let detail = "not probed: this user cannot make a network namespace";
             return Finding::unknown(name, detail, "sudo fabric doctor");
         }
         Err(error) => {

@@ -128,7 +128,7 @@ fn user_namespaces(proc: &Path) -> Finding {
         let fix = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0";
         return refused("kernel.apparmor_restrict_unprivileged_userns", fix);
     }
-    Finding::ok(name, "allowed: `fabric lab` works without root")
+    Finding::ok(name, "allowed by the settings: `fabric lab` needs no root")
 }
 
 fn buffer(proc: &Path, name: &'static str, setting: &str) -> Finding {
@@ -140,8 +140,7 @@ fn buffer(proc: &Path, name: &'static str, setting: &str) -> Finding {
     if bytes >= SOCKET_BUFFER_BYTES {
         return Finding::ok(name, format!("{bytes} bytes"));
     }
-    let line = format!("net.core.{setting}={SOCKET_BUFFER_BYTES}");
-    let fix = format!("sysctl -w {line} (to keep it: echo {line} >> /etc/sysctl.d/90-fabric.conf)");
+    let fix = format!("sysctl -w net.core.{setting}={SOCKET_BUFFER_BYTES}");
     Finding::warning(name, format!("{bytes} bytes: bursts may be lost"), fix)
 }
 

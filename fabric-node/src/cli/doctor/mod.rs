@@ -1,7 +1,7 @@
 //! `fabric doctor`: what the kernel gives, what is used, what is missing and how to mend it.
 //!
 //! Comes in: this machine, read and probed but not changed (probes that need a device make it in a
-//! scratch network namespace). Goes out: one [`Finding`] per check. Works without the daemon.
+//! scratch network namespace). Goes out: one finding per check. Works without the daemon.
 
 use std::{
     path::{Path, PathBuf},

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -13,9 +13,9 @@ use super::{DoctorArgs, Finding};
 use crate::{
     admin::{
         STATE_READY,
-        client::{Client, TIMEOUT},
+        client::{Client, ClientError, TIMEOUT},
     },
-    cli::daemon::block_on,
+    cli::{daemon::block_on, exit::Failure},
     pki::{
         files::PEM_BYTES_MAX,
         validity::{Rfc3339, Validity, unix_now},
@@ -85,11 +85,17 @@ fn daemon(socket: &Path) -> Finding {
             );
             Finding::warning(name, detail, "fabric status")
         }
-        Err(error) => Finding::warning(
+        Err(Failure::Daemon(ClientError::NotRunning { path, .. })) => Finding::warning(
             name,
-            format!("{error}"),
+            format!("nobody answers on {}", path.display()),
             "systemctl start fabric-node, or give its socket with --socket",
         ),
+        Err(Failure::Daemon(ClientError::Permission { path })) => Finding::unknown(
+            name,
+            format!("permission denied on {}", path.display()),
+            "sudo fabric doctor",
+        ),
+        Err(error) => Finding::warning(name, error.to_string(), "look at the daemon's log"),
     }
 }
 
@@ -97,6 +103,10 @@ fn certificates(dir: &Path, now: i64) -> Finding {
     let name = "certificates";
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let detail = format!("{} does not exist", dir.display());
+            return Finding::unknown(name, detail, "give the directory with --pki-dir");
+        }
         Err(error) => {
             let detail = format!("{} cannot be read: {error}", dir.display());
             return Finding::unknown(

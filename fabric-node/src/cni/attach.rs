@@ -385,6 +385,11 @@ impl<L: Links> Attacher<L> {
         self.change(turn.key(), |entry| entry.record = record);
     }
 
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     fn open_for_add(&self, path: &Path) -> Result<(L::Namespace, NetnsId), AttachError> {
         let netns = |reason: String| AttachError::Netns {
             path: path.to_owned(),
@@ -712,4 +717,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -135,7 +135,7 @@ impl Links for KernelLinks {
     fn open(&self, path: &Path) -> Result<(Netns, NetnsId), LinkError> {
         let netns = Netns::open(path).map_err(|error| match LinkError::from(error) {
             LinkError::Gone(reason) if !can_tell(path) => LinkError::Failed(reason),
-            error => error,
+            error @ (LinkError::Gone(_) | LinkError::Exists(_) | LinkError::Failed(_)) => error,
         })?;
         let id = netns.identity();
         Ok((netns, id))

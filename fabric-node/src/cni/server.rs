@@ -7,7 +7,7 @@ use std::{
     fs::{self, DirBuilder, Permissions},
     io,
     os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
         net::UnixStream as BlockingUnixStream,
     },
     path::{Path, PathBuf},
@@ -114,7 +114,8 @@ impl CniServer {
                     socket: socket.to_owned(),
                 });
             }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            // Other kinds of files refuse too, and are not ours to remove.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket(socket) => {
                 fs::remove_file(socket).map_err(at("remove the stale socket", socket))?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -162,6 +163,10 @@ impl Drop for CniServer {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.socket);
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Makes the folder, or sees that nobody else can put something in the socket's place.

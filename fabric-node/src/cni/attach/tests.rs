@@ -60,7 +60,7 @@ fn used<L: Links>(attacher: &Attacher<L>) -> Vec<(u64, u64)> {
 }
 
 fn start() -> (TempDir, Hand) {
-    (tempfile::tempdir().unwrap(), World::new())
+    (tempfile::tempdir().unwrap(), World::begin())
 }
 
 fn records(state: &Path) -> usize {
@@ -309,7 +309,9 @@ fn different_keys_run_in_parallel() {
     let (state, world) = start();
     let attacher = world.attacher(state.path());
     let together = Barrier::new(8);
-    *lock(&world.0.on_create) = Some(Arc::new(move || drop(together.wait())));
+    *lock(&world.0.on_create) = Some(Arc::new(move || {
+        together.wait();
+    }));
     thread::scope(|scope| {
         for index in 0..8 {
             lock(&world.0.namespaces).insert(
@@ -505,9 +507,10 @@ fn check_compares() {
     let attacher = world.attacher(state.path());
     let attached = add_answered(&attacher, "c1", POD);
     let check = || attacher.check(&key("c1"), Path::new(POD), &attached.addresses);
-    let cases: [(&str, fn(&mut crate::cni::links::InterfaceState)); 4] = [
+    type Damage = fn(&mut crate::cni::links::InterfaceState);
+    let cases: [(&str, Damage); 4] = [
         ("is down", |state| state.up = false),
-        ("lacks the address", |state| drop(state.addresses.pop())),
+        ("lacks the address", |state| state.addresses.truncate(1)),
         ("route of IPv4", |state| state.default_v4 = false),
         ("route of IPv6", |state| state.default_v6 = false),
     ];

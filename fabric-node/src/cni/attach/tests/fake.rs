@@ -32,7 +32,7 @@ pub(in crate::cni) struct World {
 pub(in crate::cni) struct Hand(pub(in crate::cni) Arc<World>);
 
 impl World {
-    pub(in crate::cni) fn new() -> Hand {
+    pub(in crate::cni) fn begin() -> Hand {
         let world = Self::default();
         world.uptime_s.store(1_000, Ordering::SeqCst);
         for (path, ino) in [("/proc/self/ns/net", OWN.ino), (POD, 10), (OTHER, 11)] {
@@ -68,6 +68,10 @@ impl Hand {
     /// The daemon's end: its fabric forgets, the kernel does not.
     pub(in crate::cni) fn die(&self) {
         lock(&self.0.attached).clear();
+    }
+
+    pub(in crate::cni) fn add_namespace(&self, path: &str, id: NetnsId) {
+        lock(&self.0.namespaces).insert(path.into(), id);
     }
 
     /// The pod's end: its namespace goes away with its interfaces.

@@ -3,7 +3,7 @@
 //! Comes in: requests of the plugin, one at a time per attachment, any number side by side. Goes
 //! out: devices to the [`Fabric`], records to the [`Store`]. Never done here: sockets, system calls.
 //!
-//! **ADD** is a sequence of [`Step`]s, each written down or undoable before the next begins:
+//! **ADD** is a sequence of steps (`Step`), each written down or undoable before the next begins:
 //! addresses are chosen, the record says `Planned`, the interface is made, the fabric takes the
 //! device, the record says `Attached`. A failure undoes the steps done in reverse; a crash leaves a
 //! record from which [`Attacher::restore`] does the same.

@@ -17,6 +17,8 @@
 //! **DEL wins.** It is counted when it arrives; an ADD that began earlier sees that at its next
 //! step, undoes itself and fails, and the DEL then has its turn.
 
+mod add;
+mod error;
 mod keys;
 mod pending;
 mod recovery;
@@ -29,19 +31,22 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use fabric_core::{ids::PortId, snapshot::POD_MTU};
-use fabric_proto::cni::{Attached, AttachmentKey, Failure, PodIdentity, code};
+use fabric_core::ids::PortId;
+use fabric_proto::cni::{AttachmentKey, PodIdentity};
 use ipnet::IpNet;
-use thiserror::Error;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     clock::Moment,
-    ipam::{ADDRESS_COOLDOWN_S, Ipam, IpamError},
+    ipam::{ADDRESS_COOLDOWN_S, Ipam},
     links::{InterfacePlan, KernelLinks, LinkError, Links},
     store::{Record, State, Store, StoreError},
 };
 use crate::sys::{netns::NetnsId, tun::Tun};
+pub use add::AddRequest;
+#[cfg(test)]
+use add::Step;
+pub use error::AttachError;
 pub use keys::AddTicket;
 use keys::{KeyTable, Turn};
 pub use recovery::{RestoreReport, SweepReport};
@@ -83,167 +88,6 @@ pub trait Fabric<D = Tun>: Send + Sync {
     ///
     /// One line: what is missing.
     fn ready(&self) -> Result<(), String>;
-}
-
-/// What ADD is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AddRequest {
-    /// CNI_NETNS.
-    pub netns: PathBuf,
-    /// Who the pod is.
-    pub pod: PodIdentity,
-    /// Addresses asked for; empty: any.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// Why a request failed.
-#[derive(Debug, Error)]
-pub enum AttachError {
-    /// The namespace cannot be used.
-    #[error("CNI_NETNS {path}: {reason}", path = .path.display())]
-    Netns {
-        /// CNI_NETNS.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The interface name is taken.
-    #[error("interface {ifname} exists in network namespace {netns}", netns = .netns.display())]
-    InterfaceExists {
-        /// CNI_IFNAME.
-        ifname: String,
-        /// CNI_NETNS.
-        netns: PathBuf,
-    },
-    /// The container is attached under another namespace that still exists.
-    #[error("container {container} is attached in network namespace {netns}, which still exists", netns = .netns.display())]
-    AttachedElsewhere {
-        /// CNI_CONTAINERID.
-        container: String,
-        /// The other namespace.
-        netns: PathBuf,
-    },
-    /// A DEL for the same attachment came meanwhile, or the plugin has gone.
-    #[error("given up: a DEL for the same attachment arrived or the plugin hung up")]
-    Cancelled,
-    /// No address.
-    #[error(transparent)]
-    Address(#[from] IpamError),
-    /// The record cannot be written.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The interface cannot be made.
-    #[error("cannot make interface {ifname} in {netns}: {reason}", netns = .netns.display())]
-    Interface {
-        /// CNI_IFNAME.
-        ifname: String,
-        /// CNI_NETNS.
-        netns: PathBuf,
-        /// What went wrong.
-        reason: String,
-    },
-    /// The rest of the daemon cannot take the pod.
-    #[error("the data plane does not take the pod: {0}")]
-    Fabric(String),
-    /// The clocks cannot be read.
-    #[error("cannot read the clocks: {0}; check that /proc is mounted")]
-    Clock(#[from] std::io::Error),
-    /// CHECK found a difference.
-    #[error("CHECK: {0}")]
-    Differs(String),
-    /// STATUS: no.
-    #[error("{reason}")]
-    NotReady {
-        /// What is missing.
-        reason: String,
-        /// Whether pods are attached that may feel it.
-        pods_affected: bool,
-    },
-    /// GC could not free everything.
-    #[error("GC freed {freed} attachments and failed on {}: {}", .failures.len(), .failures.join("; "))]
-    Gc {
-        /// How many were freed.
-        freed: usize,
-        /// One line each.
-        failures: Vec<String>,
-    },
-}
-
-impl From<AttachError> for Failure {
-    fn from(error: AttachError) -> Self {
-        let (code, details) = match &error {
-            AttachError::Netns { .. } => (
-                code::INVALID_NETNS,
-                "the container needs a live network namespace of its own",
-            ),
-            AttachError::InterfaceExists { .. } => (
-                code::INTERFACE_EXISTS,
-                "DEL the attachment or remove the interface first",
-            ),
-            AttachError::AttachedElsewhere { .. } => {
-                (code::INTERFACE_EXISTS, "DEL the attachment first")
-            }
-            AttachError::Cancelled => (code::TRY_AGAIN, ""),
-            AttachError::Address(
-                IpamError::Exhausted { .. } | IpamError::NoRange | IpamError::Resting { .. },
-            ) => (
-                code::TRY_AGAIN,
-                "wait for addresses to cool down, or give the node a larger pod range",
-            ),
-            AttachError::Address(
-                IpamError::OutOfRange { .. }
-                | IpamError::Reserved(_)
-                | IpamError::InUse(_)
-                | IpamError::TwoOfAFamily(_),
-            ) => (
-                code::INVALID_CONFIG,
-                "ask for another address, or for none and take what comes",
-            ),
-            AttachError::Store(_) | AttachError::Clock(_) | AttachError::Gc { .. } => {
-                (code::IO, "see the log of fabric-node")
-            }
-            AttachError::Interface { .. } => (
-                code::IO,
-                "check /dev/net/tun and the capabilities of fabric-node (`fabric doctor`)",
-            ),
-            AttachError::Fabric(_) => (code::TRY_AGAIN, "see the log of fabric-node"),
-            AttachError::Differs(_) => (
-                code::CHECK_FAILED,
-                "restart the pod: its network is not what ADD made",
-            ),
-            AttachError::NotReady {
-                pods_affected: true,
-                ..
-            } => (code::LIMITED, "see `fabric status`"),
-            AttachError::NotReady { .. } => (code::NOT_AVAILABLE, "see `fabric status`"),
-        };
-        Self {
-            code,
-            msg: error.to_string(),
-            details: details.to_owned(),
-        }
-    }
-}
-
-/// The steps of ADD, in order; each has been done when it is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Step {
-    AddressesChosen,
-    Planned,
-    InterfaceMade,
-    Published,
-    Attached,
-}
-
-impl Step {
-    #[cfg(test)]
-    pub(crate) const ALL: [Self; 5] = [
-        Self::AddressesChosen,
-        Self::Planned,
-        Self::InterfaceMade,
-        Self::Published,
-        Self::Attached,
-    ];
 }
 
 /// An attachment in memory.
@@ -336,222 +180,9 @@ impl<L: Links> Attacher<L> {
             .collect()
     }
 
-    /// Attaches a pod. After the result has been sent, call [`Attacher::answered`]; if it could not
-    /// be, [`Attacher::del`].
-    ///
-    /// # Errors
-    ///
-    /// [`AttachError`]; everything this call did has been undone then.
-    pub fn add(&self, ticket: &AddTicket, request: AddRequest) -> Result<Attached, AttachError> {
-        let turn = ticket.turn();
-        ticket.check()?;
-        self.drain_pending(&turn)?;
-        let (namespace, netns_id) = self.open_for_add(&request.netns)?;
-        if let Some(addresses) = self.settle_earlier(&turn, &request, &namespace, netns_id)? {
-            return Ok(attached(addresses));
-        }
-        let ifname = &turn.key().ifname;
-        if self.inspect(&namespace, ifname, &request.netns)?.is_some() {
-            return Err(exists(ifname, &request.netns));
-        }
-        ticket.check()?;
-        let record = self.plan(&turn, request, netns_id)?;
-        match self.carry_out(ticket, &namespace, record) {
-            Ok(addresses) => Ok(attached(addresses)),
-            Err((error, done)) => {
-                self.undo(&turn, &namespace, done);
-                Err(error)
-            }
-        }
-    }
-
-    /// Says that the plugin has its result: another ADD is an error from here on.
-    pub fn answered(&self, ticket: &AddTicket) {
-        let turn = ticket.turn();
-        if ticket.check().is_err() {
-            return;
-        }
-        let Some(mut record) = self.entry(turn.key()).map(|entry| entry.record) else {
-            return;
-        };
-        if record.state != (State::Attached { answered: false }) {
-            return;
-        }
-        record.state = State::Attached { answered: true };
-        if let Err(error) = self.store.put(&record) {
-            // A repeated ADD would succeed where it should fail: harmless.
-            warn!(container = record.key.container_id, %error, "cannot note that ADD was answered");
-        }
-        self.change(turn.key(), |entry| entry.record = record);
-    }
-
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         self.keys.is_empty()
-    }
-
-    fn open_for_add(&self, path: &Path) -> Result<(L::Namespace, NetnsId), AttachError> {
-        let netns = |reason: String| AttachError::Netns {
-            path: path.to_owned(),
-            reason,
-        };
-        let (namespace, id) = self
-            .links
-            .open(path)
-            .map_err(|error| netns(error.to_string()))?;
-        let own = self.links.own().map_err(|error| netns(error.to_string()))?;
-        if id == own {
-            return Err(netns("this is the daemon's own network namespace".into()));
-        }
-        Ok((namespace, id))
-    }
-
-    /// Deals with what an earlier ADD of the same key left. The addresses, if that ADD has done the
-    /// work already.
-    fn settle_earlier(
-        &self,
-        turn: &Turn<'_>,
-        request: &AddRequest,
-        namespace: &L::Namespace,
-        netns_id: NetnsId,
-    ) -> Result<Option<Vec<IpAddr>>, AttachError> {
-        let Some(Entry {
-            record, published, ..
-        }) = self.entry(turn.key())
-        else {
-            return Ok(None);
-        };
-        let now = (self.clock)()?;
-        let here = record.is_in(netns_id, &now);
-        if !here
-            && let State::Attached { .. } = record.state
-            && !matches!(self.namespace_of(&record, &now), Where::Gone)
-        {
-            return Err(AttachError::AttachedElsewhere {
-                container: record.key.container_id,
-                netns: record.netns,
-            });
-        }
-        let ifname = &turn.key().ifname;
-        let is_there = here && self.inspect(namespace, ifname, &request.netns)?.is_some();
-        match record.state {
-            State::Attached { answered: true } if is_there => Err(exists(ifname, &request.netns)),
-            State::Attached { answered: false } if is_there && published => {
-                Ok(Some(record.addresses))
-            }
-            State::Attached { .. } | State::Planned | State::Released { .. } => {
-                self.detach(turn)?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Chooses addresses and writes the plan down.
-    fn plan(
-        &self,
-        turn: &Turn<'_>,
-        request: AddRequest,
-        netns_id: NetnsId,
-    ) -> Result<Record, AttachError> {
-        let now = (self.clock)()?;
-        let addresses = {
-            let (ranges, gateways) = (self.fabric.pod_cidrs(), self.fabric.gateways());
-            let mut ipam = lock(&self.ipam);
-            ipam.set_ranges(&ranges, &gateways);
-            ipam.allocate(&request.addresses, now.uptime_s)?
-        };
-        self.step(Step::AddressesChosen);
-        let record = Record {
-            id: self.store.new_id(),
-            key: turn.key().clone(),
-            pod: request.pod,
-            netns: request.netns,
-            netns_id: netns_id.into(),
-            addresses,
-            attached_at: now,
-            state: State::Planned,
-        };
-        if let Err(error) = self.store.put(&record) {
-            self.give_back(&record);
-            return Err(error.into());
-        }
-        let entry = Entry {
-            record: record.clone(),
-            published: false,
-            seen_gone: false,
-        };
-        lock(&self.entries).insert(record.key.clone(), entry);
-        self.step(Step::Planned);
-        Ok(record)
-    }
-
-    /// The steps from `Planned` on. On failure: the error, and the last step that was done.
-    fn carry_out(
-        &self,
-        ticket: &AddTicket,
-        namespace: &L::Namespace,
-        mut record: Record,
-    ) -> Result<Vec<IpAddr>, (AttachError, Step)> {
-        let plan = plan_of(&record);
-        ticket.check().map_err(|error| (error, Step::Planned))?;
-        let device = self
-            .links
-            .create(namespace, &plan)
-            .map_err(|error| (interface(&record, error), Step::Planned))?;
-        self.step(Step::InterfaceMade);
-        ticket
-            .check()
-            .map_err(|error| (error, Step::InterfaceMade))?;
-        self.fabric
-            .attach(attachment(&record), device)
-            .map_err(|error| (AttachError::Fabric(error), Step::InterfaceMade))?;
-        self.step(Step::Published);
-        record.state = State::Attached { answered: false };
-        self.store
-            .put(&record)
-            .map_err(|error| (error.into(), Step::Published))?;
-        self.change(&record.key, |entry| {
-            entry.record = record.clone();
-            entry.published = true;
-        });
-        self.step(Step::Attached);
-        ticket.check().map_err(|error| (error, Step::Attached))?;
-        info!(
-            container = record.key.container_id,
-            interface = record.key.ifname,
-            pod = record.pod.name,
-            namespace = record.pod.namespace,
-            "attached"
-        );
-        Ok(record.addresses)
-    }
-
-    /// Undoes the steps up to `done`, the last one first. What cannot be undone is in the log, and
-    /// the rest is undone all the same.
-    fn undo(&self, turn: &Turn<'_>, namespace: &L::Namespace, done: Step) {
-        let Some(Entry { record, .. }) = self.entry(turn.key()) else {
-            return;
-        };
-        if done >= Step::Published {
-            self.fabric.detach(turn.key());
-        }
-        if done >= Step::InterfaceMade
-            && let Err(error) = self.links.delete(namespace, &turn.key().ifname)
-        {
-            warn!(netns = %record.netns.display(), %error, "cannot remove the interface of a failed ADD");
-        }
-        let undone = if done >= Step::Published {
-            self.release(record)
-        } else {
-            // Nobody has ever sent from the addresses or to them: they need no rest.
-            self.store.remove(&record).map(|()| {
-                lock(&self.entries).remove(turn.key());
-                self.give_back(&record);
-            })
-        };
-        if let Err(error) = undone {
-            warn!(container = turn.key().container_id, %error, "the record of a failed ADD stays; DEL or a restart clears it");
-        }
     }
 
     /// Detaches what the record knows of a key; nothing known is fine.
@@ -565,7 +196,7 @@ impl<L: Links> Attacher<L> {
         if let Where::There(namespace) = self.namespace_of(&record, &now)
             && let Err(error) = self.links.delete(&namespace, &turn.key().ifname)
         {
-            // The daemon no longer holds the device, so the interface is dead; it goes away with
+            // Without a device behind it the interface is dead; it goes away with
             // its namespace.
             warn!(netns = %record.netns.display(), %error, "cannot remove the interface");
         }
@@ -640,13 +271,6 @@ impl<L: Links> Attacher<L> {
             change(entry);
         }
     }
-
-    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "tests stop here"))]
-    fn step(&self, step: Step) {
-        #[cfg(test)]
-        (self.on_step)(step);
-        let _ = step;
-    }
 }
 
 /// A record's namespace.
@@ -678,36 +302,6 @@ fn plan_of(record: &Record) -> InterfacePlan {
     InterfacePlan {
         ifname: record.key.ifname.clone(),
         addresses: record.addresses.clone(),
-    }
-}
-
-fn attached(addresses: Vec<IpAddr>) -> Attached {
-    Attached {
-        mtu: POD_MTU,
-        addresses,
-    }
-}
-
-fn exists(ifname: &str, netns: &Path) -> AttachError {
-    AttachError::InterfaceExists {
-        ifname: ifname.to_owned(),
-        netns: netns.to_owned(),
-    }
-}
-
-fn interface(record: &Record, error: LinkError) -> AttachError {
-    let netns = record.netns.clone();
-    match error {
-        LinkError::Exists(ifname) => AttachError::InterfaceExists { ifname, netns },
-        LinkError::Gone(reason) => AttachError::Netns {
-            path: netns,
-            reason,
-        },
-        LinkError::Failed(reason) => AttachError::Interface {
-            ifname: record.key.ifname.clone(),
-            netns,
-            reason,
-        },
     }
 }
 

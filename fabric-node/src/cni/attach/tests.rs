@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use fabric_proto::cni::{PENDING_DELETES_DIR, PendingDelete};
+use fabric_proto::cni::{Attached, Failure, PENDING_DELETES_DIR, PendingDelete, code};
 use tempfile::TempDir;
 
 use super::*;

@@ -5,6 +5,8 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
+use fabric_core::snapshot::POD_MTU;
+
 use super::super::*;
 use crate::cni::{links::InterfaceState, store::tests::moment};
 

@@ -153,7 +153,7 @@ impl Invocation {
         Ok(Self {
             version: config.version,
             socket: config.socket.clone(),
-            state_dir: config.state_dir.clone(),
+            state_dir: config.state_dir,
             netns,
             own_netns_allowed: given(environment, "CNI_NETNS_OVERRIDE")
                 .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true")),

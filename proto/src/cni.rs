@@ -1,7 +1,7 @@
 //! The CNI socket: one request and one response per connection.
 //!
 //! A frame is a 4-byte big-endian length and that many bytes of JSON, at most [`FRAME_BYTES_MAX`].
-//! Where the daemon does not answer, a DEL becomes a file instead: [`PendingDelete`].
+//! Where the daemon does not answer, a DEL becomes a file: [`PendingDelete`].
 
 use std::{fmt::Write as _, net::IpAddr};
 

@@ -200,12 +200,32 @@ impl Ipam {
     /// # Errors
     ///
     /// What it would fail with.
-    pub fn check_free(&mut self, now_s: u64) -> Result<(), IpamError> {
-        let chosen = self.allocate(&[], now_s)?;
-        for address in chosen {
-            self.give_back(address);
+    pub fn check_free(&self, now_s: u64) -> Result<(), IpamError> {
+        if self.pools.is_empty() {
+            return Err(IpamError::NoRange);
+        }
+        for family in [Family::V4, Family::V6] {
+            let mut pools = self
+                .pools
+                .iter()
+                .filter(|pool| pool.family == family)
+                .peekable();
+            if pools.peek().is_some() && !pools.any(|pool| self.has_free(pool, now_s)) {
+                return Err(self.exhausted(family, now_s));
+            }
         }
         Ok(())
+    }
+
+    fn has_free(&self, pool: &Pool, now_s: u64) -> bool {
+        let taken = self
+            .held
+            .iter()
+            .chain(self.reserved.difference(&self.held))
+            .chain(self.resting.not_ready(now_s))
+            .filter(|address| pool.may_hand_out(**address))
+            .count();
+        u128::try_from(taken).is_ok_and(|taken| taken < pool.size())
     }
 
     /// How full the ranges are.
@@ -277,16 +297,16 @@ impl Ipam {
                 return Ok(address);
             }
         }
-        let usage = self.usage(now_s);
-        Err(IpamError::Exhausted {
+        Err(self.exhausted(family, now_s))
+    }
+
+    fn exhausted(&self, family: Family, now_s: u64) -> IpamError {
+        let mut usage = self.usage(now_s);
+        usage.retain(|usage| family.has(&usage.range.addr()));
+        IpamError::Exhausted {
             family: family.name(),
-            usage: UsageList(
-                usage
-                    .into_iter()
-                    .filter(|usage| family.has(&usage.range.addr()))
-                    .collect(),
-            ),
-        })
+            usage: UsageList(usage),
+        }
     }
 
     fn start_behind(&mut self, address: IpAddr) {

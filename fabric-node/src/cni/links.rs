@@ -133,7 +133,10 @@ impl Links for KernelLinks {
     type Namespace = Netns;
 
     fn open(&self, path: &Path) -> Result<(Netns, NetnsId), LinkError> {
-        let netns = Netns::open(path)?;
+        let netns = Netns::open(path).map_err(|error| match LinkError::from(error) {
+            LinkError::Gone(reason) if !can_tell(path) => LinkError::Failed(reason),
+            error @ (LinkError::Gone(_) | LinkError::Exists(_) | LinkError::Failed(_)) => error,
+        })?;
         let id = netns.identity();
         Ok((netns, id))
     }
@@ -184,6 +187,12 @@ impl Links for KernelLinks {
             }
         })?
     }
+}
+
+/// Whether the absence of `path` says anything: with its folder missing too, the daemon may well look
+/// at another mount namespace than the runtime. Below `/proc` folders come and go with processes.
+fn can_tell(path: &Path) -> bool {
+    path.starts_with("/proc") || path.parent().is_some_and(Path::is_dir)
 }
 
 /// Brings the interface to what the plan says; what is so already stays.

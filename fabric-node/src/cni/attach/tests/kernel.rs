@@ -1,0 +1,197 @@
+//! The same against the kernel: real namespaces, real TUN devices. Needs root.
+
+use std::sync::atomic::AtomicU32;
+
+use super::{super::*, add, add_answered, key, used};
+use crate::{
+    cni::links::InterfaceState,
+    sys::{netlink::Netlink, netns::Netns},
+};
+
+/// Namespaces named in a folder of their own.
+struct Pods {
+    folder: tempfile::TempDir,
+    names: Mutex<Vec<PathBuf>>,
+}
+
+impl Pods {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            names: Mutex::default(),
+        }
+    }
+
+    fn make(&self, name: &str) -> String {
+        let path = self.folder.path().join(name);
+        Netns::create_named(&path).expect("this test makes network namespaces: run it as root");
+        lock(&self.names).push(path.clone());
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Pods {
+    fn drop(&mut self) {
+        for path in lock(&self.names).iter() {
+            let _ = Netns::remove_named(path);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Devices {
+    open: Mutex<HashMap<AttachmentKey, Tun>>,
+    ports: AtomicU32,
+}
+
+impl Fabric for Devices {
+    fn attach(&self, attachment: Attachment, device: Tun) -> Result<PortId, String> {
+        lock(&self.open).insert(attachment.key, device);
+        Ok(PortId(
+            self.ports.fetch_add(1, std::sync::atomic::Ordering::SeqCst),
+        ))
+    }
+
+    fn detach(&self, key: &AttachmentKey) {
+        lock(&self.open).remove(key);
+    }
+
+    fn pod_cidrs(&self) -> Vec<IpNet> {
+        ["10.0.0.0/24", "fd00::/64"]
+            .map(|net| net.parse().unwrap())
+            .to_vec()
+    }
+
+    fn gateways(&self) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn inspect(netns: &str) -> Option<InterfaceState> {
+    let (namespace, _) = KernelLinks.open(Path::new(netns)).unwrap();
+    KernelLinks.inspect(&namespace, "eth0").unwrap()
+}
+
+/// ADD makes the interface with addresses, MTU and default routes of both families and nothing
+/// else; CHECK agrees; DEL removes it.
+#[test]
+fn add_check_del() {
+    let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
+    let netns = pods.make("pod");
+    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    let attached = add_answered(&attacher, "c1", &netns);
+    let expected = InterfaceState {
+        up: true,
+        mtu: 1500,
+        addresses: attached.addresses.clone(),
+        default_v4: true,
+        default_v6: true,
+    };
+    assert_eq!(inspect(&netns), Some(expected));
+    attacher
+        .check(&key("c1"), Path::new(&netns), &attached.addresses)
+        .unwrap();
+    let error = add(&attacher, "c1", &netns).unwrap_err();
+    assert!(matches!(error, AttachError::InterfaceExists { .. }));
+    attacher.del(&key("c1")).unwrap();
+    assert_eq!(inspect(&netns), None);
+}
+
+/// A foreign interface of the name is refused by ADD and survives the DEL.
+#[test]
+fn foreign_interface() {
+    let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
+    let netns = pods.make("pod");
+    let inside = Netns::open(&netns).unwrap();
+    inside
+        .run(|| Netlink::connect().unwrap().add_bridge("eth0").unwrap())
+        .unwrap();
+    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    let error = add(&attacher, "c1", &netns).unwrap_err();
+    assert!(
+        matches!(error, AttachError::InterfaceExists { .. }),
+        "{error}"
+    );
+    attacher.del(&key("c1")).unwrap();
+    assert!(inspect(&netns).is_some());
+    assert_eq!(used(&attacher), [(0, 0), (0, 0)]);
+}
+
+/// The interface outlives the daemon and is taken up with all it had; one that has vanished is made
+/// anew; a namespace that has gone is released.
+#[test]
+fn restart() {
+    let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
+    let [kept, lost, gone] = ["kept", "lost", "gone"].map(|name| pods.make(name));
+    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    for (container, netns) in [("kept", &kept), ("lost", &lost), ("gone", &gone)] {
+        add_answered(&attacher, container, netns);
+    }
+    let before = [inspect(&kept), inspect(&lost)];
+    drop(attacher);
+    assert!(inspect(&kept).is_some(), "the device is persistent");
+    let (namespace, _) = KernelLinks.open(Path::new(&lost)).unwrap();
+    KernelLinks.delete(&namespace, "eth0").unwrap();
+    Netns::remove_named(&gone).unwrap();
+
+    let devices = Arc::<Devices>::default();
+    let attacher = Arc::new(Attacher::open(state.path(), Arc::clone(&devices) as _).unwrap());
+    let report = attacher.restore();
+    assert_eq!((report.restored, report.released, report.failed), (2, 1, 0));
+    assert_eq!([inspect(&kept), inspect(&lost)], before);
+    assert_eq!(lock(&devices.open).len(), 2);
+}
+
+/// Killed after any step, the daemon leaves no interface that its next start does not remove or
+/// take up.
+#[test]
+fn killed_at_any_step() {
+    for at in Step::ALL {
+        let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
+        let netns = pods.make("pod");
+        let mut attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+        attacher.on_step = Box::new(move |step| {
+            if step == at {
+                std::panic::panic_any("killed");
+            }
+        });
+        let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            add(&attacher, "c1", &netns)
+        }));
+        assert!(killed.is_err());
+        drop(attacher);
+        let devices = Arc::<Devices>::default();
+        let attacher = Arc::new(Attacher::open(state.path(), Arc::clone(&devices) as _).unwrap());
+        attacher.restore();
+        let taken_up = at == Step::Attached;
+        assert_eq!(inspect(&netns).is_some(), taken_up, "{at:?}");
+        assert_eq!(lock(&devices.open).len(), usize::from(taken_up), "{at:?}");
+        attacher.del(&key("c1")).unwrap();
+        assert_eq!(inspect(&netns), None, "{at:?}");
+        add_answered(&attacher, "c1", &netns);
+    }
+}
+
+/// Attaching keeps nothing open that would keep the pod's namespace alive.
+#[test]
+fn namespaces_are_not_pinned() {
+    let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
+    let netns = pods.make("pod");
+    let id = Netns::open(&netns).unwrap().identity();
+    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    add_answered(&attacher, "c1", &netns);
+    let name = format!("net:[{}]", id.ino);
+    let held = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|target| target.to_str() == Some(&name))
+        .count();
+    assert_eq!(held, 0);
+    Netns::remove_named(&netns).unwrap();
+    attacher.del(&key("c1")).unwrap();
+    assert_eq!(used(&attacher), [(0, 1), (0, 1)]);
+}

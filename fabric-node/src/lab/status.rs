@@ -1,0 +1,195 @@
+//! `fabric lab status`: what a program needs to use a lab (JSON, YAML), and what a person does.
+
+use std::{net::IpAddr, path::Path};
+
+use comfy_table::{Table, presets};
+use fabric_proto::admin::API_VERSION;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{
+    daemon,
+    state::{CNI_NETWORK, LabState},
+};
+
+/// The document `kind: Lab`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LabStatus<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    name: &'a str,
+    workers: Vec<WorkerStatus<'a>>,
+    pods: Vec<PodStatus<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WorkerStatus<'a> {
+    name: &'a str,
+    netns: &'a Path,
+    /// None when the daemon does not run.
+    pid: Option<u32>,
+    underlay_addresses: &'a [IpAddr],
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: &'a [IpNet],
+    admin_socket: std::path::PathBuf,
+    /// Folder of the plugin, as CNI_PATH.
+    cni_path: &'a Path,
+    /// Folder of the network configuration, as NETCONFPATH of cnitool.
+    cni_conf_dir: std::path::PathBuf,
+    cni_network: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodStatus<'a> {
+    name: &'a str,
+    worker: &'a str,
+    netns: &'a Path,
+    addresses: &'a [IpAddr],
+}
+
+impl<'a> LabStatus<'a> {
+    /// The status of a lab, with the pids of the daemons that run.
+    #[must_use]
+    pub fn of(state: &'a LabState) -> Self {
+        let workers = state.workers.iter().map(|worker| WorkerStatus {
+            name: &worker.name,
+            netns: &worker.netns,
+            pid: worker
+                .pid
+                .filter(|_| daemon::running(state, worker).is_some()),
+            underlay_addresses: &worker.underlay_addresses,
+            pod_cidrs: &worker.pod_cidrs,
+            admin_socket: worker.admin_socket(),
+            cni_path: &state.bin_dir,
+            cni_conf_dir: worker.cni_conf_dir(),
+            cni_network: CNI_NETWORK,
+        });
+        let pods = state.pods.iter().map(|pod| PodStatus {
+            name: &pod.name,
+            worker: &pod.worker,
+            netns: &pod.netns,
+            addresses: &pod.addresses,
+        });
+        Self {
+            api_version: API_VERSION,
+            kind: "Lab",
+            name: &state.name,
+            workers: workers.collect(),
+            pods: pods.collect(),
+        }
+    }
+
+    /// Two tables: workers and pods.
+    #[must_use]
+    pub fn tables(&self) -> String {
+        let mut workers = table(["WORKER", "DAEMON", "UNDERLAY", "POD RANGES"]);
+        for worker in &self.workers {
+            let daemon = worker
+                .pid
+                .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
+            workers.add_row([
+                worker.name.to_owned(),
+                daemon,
+                list(worker.underlay_addresses),
+                list(worker.pod_cidrs),
+            ]);
+        }
+        let mut pods = table(["POD", "WORKER", "ADDRESSES"]);
+        for pod in &self.pods {
+            pods.add_row([
+                pod.name.to_owned(),
+                pod.worker.to_owned(),
+                list(pod.addresses),
+            ]);
+        }
+        format!("{}\n\n{}", workers.trim_fmt(), pods.trim_fmt())
+    }
+}
+
+/// An empty table without lines.
+#[must_use]
+pub fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.map(str::to_owned));
+    table
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::lab::{
+        place::Place,
+        plan::{LabOptions, lay_out},
+    };
+
+    /// The JSON document has exactly the documented fields; a daemon that does not run has no pid.
+    #[test]
+    fn the_json_has_the_documented_fields() {
+        let options = LabOptions::new("lab".parse().unwrap(), 1, 1, "/opt/bin".into());
+        let mut state = lay_out(&options, &Place::root()).unwrap();
+        // This process runs, but is not the daemon.
+        state.workers[0].pid = Some(std::process::id());
+        state.pods[0].addresses = vec!["10.244.1.2".parse().unwrap()];
+        let expected = json!({
+            "apiVersion": "fabric/v1",
+            "kind": "Lab",
+            "name": "lab",
+            "workers": [{
+                "name": "worker-a",
+                "netns": "/run/netns/fabric-lab-worker-a",
+                "pid": null,
+                "underlayAddresses": ["10.90.0.1", "fd90::1"],
+                "podCIDRs": ["10.244.1.0/24", "fd44:0:0:1::/64"],
+                "adminSocket": "/run/fabric-lab/lab/worker-a/run/admin.sock",
+                "cniPath": "/opt/bin",
+                "cniConfDir": "/run/fabric-lab/lab/worker-a/cni",
+                "cniNetwork": "fabric",
+            }],
+            "pods": [{
+                "name": "pod-a-1",
+                "worker": "worker-a",
+                "netns": "/run/netns/fabric-lab-pod-a-1",
+                "addresses": ["10.244.1.2"],
+            }],
+        });
+        assert_eq!(
+            serde_json::to_value(LabStatus::of(&state)).unwrap(),
+            expected
+        );
+    }
+
+    /// The tables name every worker and pod, and say which daemon does not run.
+    #[test]
+    fn the_tables_name_everything() {
+        let options = LabOptions::new("lab".parse().unwrap(), 2, 1, "/opt/bin".into());
+        let state = lay_out(&options, &Place::root()).unwrap();
+        let text = LabStatus::of(&state).tables();
+        for word in [
+            "worker-a",
+            "worker-b",
+            "pod-a-1",
+            "pod-b-1",
+            "not running",
+            "10.90.0.2, fd90::2",
+        ] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}

@@ -201,7 +201,7 @@ mod tests {
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(
-            place(open.clone())
+            place(open)
                 .prepare()
                 .unwrap_err()
                 .to_string()

@@ -177,16 +177,13 @@ mod tests {
     fn only_the_right_process_is_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let argument = dir.path().join("node.toml");
-        let child = cat(&argument);
+        let mut child = cat(&argument);
         let pid = child.id();
-        // Until the exec, the child is a copy of this process.
-        let program = loop {
-            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-            if exe != std::env::current_exe().unwrap() {
-                break exe;
-            }
+        // During the exec, the kernel shows the new program before its arguments.
+        while !mentions(pid, &argument) || runs(pid, &std::env::current_exe().unwrap()) {
             std::thread::yield_now();
-        };
+        }
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
         assert!(Process::open_checked(pid, Path::new("/bin/other"), &argument).is_none());
         assert!(Process::open_checked(pid, &program, Path::new("/elsewhere")).is_none());
         assert_eq!(mentioning(dir.path()), [pid]);
@@ -195,6 +192,7 @@ mod tests {
         assert_eq!(stop_all(&[process], Duration::from_secs(5)), 0);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         assert!(Process::open(pid).is_none());
+        assert!(child.wait().is_err(), "somebody else has collected it");
     }
 
     /// This process and its ancestors are never among the processes found in a namespace.

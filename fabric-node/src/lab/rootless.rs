@@ -76,18 +76,20 @@ pub fn check_tun() -> anyhow::Result<()> {
     else {
         return Ok(());
     };
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => bail!(
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        bail!(
             "{TUN_DEVICE} is not accessible: {error}; as root run `chmod 0666 {TUN_DEVICE}` (every \
              user may then make devices, but only in network namespaces of their own), or give the \
              device to a group that you are in"
-        ),
-        io::ErrorKind::NotFound => bail!(
+        );
+    }
+    if error.kind() == io::ErrorKind::NotFound {
+        bail!(
             "there is no {TUN_DEVICE}: as root run `modprobe tun`, or in a container start it with \
              `--device {TUN_DEVICE}`"
-        ),
-        _ => Err(error).context(format!("cannot open {TUN_DEVICE}")),
+        );
     }
+    Err(error).context(format!("cannot open {TUN_DEVICE}"))
 }
 
 /// Runs this very command again as root of new user, mount and network namespaces. Returns only if

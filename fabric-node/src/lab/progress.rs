@@ -49,6 +49,13 @@ impl Progress {
         }
     }
 
+    /// The next step has begun, and a line of its own will say how it ended.
+    pub fn hint(&self, what: &str) {
+        if let Kind::Spinner(_) = &self.0 {
+            self.step(what);
+        }
+    }
+
     /// Runs `print`, which writes to the terminal, without the spinner in its way.
     pub fn around<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.0 {

@@ -40,10 +40,9 @@ pub fn get(socket: &Path, path: &str) -> anyhow::Result<(u16, String)> {
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     stream.set_write_timeout(Some(ANSWER_MAX))?;
     // With HTTP/1.0 the answer ends with the connection (RFC 9112 section 6.3).
-    write!(
-        stream,
-        "GET {path} HTTP/1.0\r\nHost: fabric\r\nAccept: application/json\r\n\r\n"
-    )?;
+    let question =
+        format!("GET {path} HTTP/1.0\r\nHost: fabric\r\nAccept: application/json\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);

@@ -13,7 +13,10 @@ mod sender;
 mod sockets;
 mod throughput;
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
@@ -26,6 +29,9 @@ use super::{
 
 /// Pods on each worker of the demo.
 pub const PODS: [usize; 2] = [2, 1];
+
+/// How long a program may take to say its version.
+const VERSION_MAX: Duration = Duration::from_secs(5);
 
 /// Form of the demo's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,7 +58,7 @@ impl Tools {
     pub fn find() -> anyhow::Result<Self> {
         let find = |program| command::find(program).map(|path| path.to_string_lossy().into_owned());
         let ping = find("ping")
-            .map(|ping| vec![ping])
+            .map(ping_arguments)
             .or_else(|| find("busybox").map(|busybox| vec![busybox, "ping".to_owned()]));
         let (Some(ping), Some(iperf3)) = (ping, find("iperf3")) else {
             bail!(
@@ -63,6 +69,18 @@ impl Tools {
         };
         Ok(Self { ping, iperf3 })
     }
+}
+
+/// Asks for short intervals where they are understood: BusyBox knows only whole seconds.
+fn ping_arguments(ping: String) -> Vec<String> {
+    let mut version = Command::new(&ping);
+    version.arg("-V");
+    let is_iputils = command::run(version, b"", VERSION_MAX)
+        .is_ok_and(|answer| answer.stdout.contains("iputils"));
+    let short = is_iputils.then(|| ["-i", "0.2"].map(str::to_owned));
+    std::iter::once(ping)
+        .chain(short.into_iter().flatten())
+        .collect()
 }
 
 /// What the proofs work with.
@@ -121,7 +139,7 @@ pub fn run(
     report.introduce(&scene.introduction(), &progress);
     for plan in plans(&scene) {
         interrupt.check()?;
-        progress.step(&plan.title);
+        progress.hint(&plan.title);
         report.add(plan.id, plan.title, (plan.prove)(), &progress);
     }
     interrupt.check()?;
@@ -133,7 +151,7 @@ pub fn run(
             progress.around(|| anstream::println!("\n{next}"));
         }
     } else {
-        progress.step("taking the lab down");
+        progress.hint("taking the lab down");
         let clean = lab.down().and_then(|()| nothing_remains(options, &links));
         report.add(
             "clean-up".into(),

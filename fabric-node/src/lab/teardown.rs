@@ -68,7 +68,10 @@ pub fn take_down(name: &LabName, place: &Place) -> anyhow::Result<bool> {
         None
     });
     if let Some(state) = &state {
-        detach_pods(state, &mut failures);
+        // From outside the namespaces the plugin cannot be run where it belongs.
+        if place.can_build() {
+            detach_pods(state, &mut failures);
+        }
         stop_daemons(state);
     }
     stop_strays(&before, state.as_ref().and_then(|state| state.holder));

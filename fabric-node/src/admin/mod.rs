@@ -1,1 +1,151 @@
-//! admin
+//! The operator's window into the daemon: HTTP with JSON on a unix socket, read-only.
+//!
+//! * [`View`] is what the daemon shows of itself; the app implements it.
+//! * [`server`] answers on the socket; only root and the daemon's own user are heard.
+//! * [`client`] asks, for the operator CLI.
+
+pub mod client;
+pub mod server;
+
+use fabric_proto::admin::{DropList, PeerList, PodList, RouteList, Status};
+
+/// `state` of a [`Status`] when all is well.
+pub const STATE_READY: &str = "Ready";
+/// `state` of a [`Status`] when something is not.
+pub const STATE_DEGRADED: &str = "Degraded";
+
+/// What the daemon shows of itself. Called on the control runtime: must not block.
+pub trait View: Send + Sync + 'static {
+    /// The daemon as a whole.
+    fn status(&self) -> Status;
+    /// All peer nodes, by name.
+    fn peers(&self) -> PeerList;
+    /// All attachments.
+    fn pods(&self) -> PodList;
+    /// All routes of the snapshot in force.
+    fn routes(&self) -> RouteList;
+    /// Every drop reason, also those at zero.
+    fn drops(&self) -> DropList;
+}
+
+#[cfg(test)]
+pub(crate) mod sample {
+    //! One small cluster, seen from worker-a.
+
+    use fabric_proto::admin::{Device, DropCount, PacketAccount, Peer, Pod, Route, Tally};
+
+    use super::*;
+
+    /// A view that shows the same documents for ever.
+    pub(crate) struct Sample {
+        pub(crate) state: &'static str,
+    }
+
+    impl View for Sample {
+        fn status(&self) -> Status {
+            let ready = self.state == STATE_READY;
+            Status {
+                node: "worker-a".to_owned(),
+                version: "0.1.0".to_owned(),
+                pid: 4242,
+                uptime_seconds: 3725,
+                state: self.state.to_owned(),
+                reasons: if ready {
+                    vec![]
+                } else {
+                    vec!["no peer is connected".to_owned()]
+                },
+                generation: 7,
+                workers: 2,
+                peers_connected: 1,
+                peers_total: 2,
+                pods: 1,
+                host_device: Device {
+                    name: "fabric0".to_owned(),
+                    addresses: vec!["10.0.0.1".to_owned()],
+                    offloads: vec!["checksum".to_owned(), "tso4".to_owned()],
+                },
+                packets: PacketAccount {
+                    received_pods: Tally {
+                        packets: 10,
+                        bytes: 15_000,
+                    },
+                    delivered_peers: Tally {
+                        packets: 9,
+                        bytes: 13_500,
+                    },
+                    dropped: 1,
+                    conserved: true,
+                    ..PacketAccount::default()
+                },
+            }
+        }
+
+        fn peers(&self) -> PeerList {
+            PeerList {
+                items: vec![
+                    Peer {
+                        name: "worker-b".to_owned(),
+                        state: "Connected".to_owned(),
+                        address: "192.0.2.2:4789".to_owned(),
+                        pod_cidrs: vec!["10.1.1.0/24".to_owned(), "fd00:1::/64".to_owned()],
+                        connections: 2,
+                        rtt_us: 180,
+                        path_mtu: 1452,
+                        lost_packets: 3,
+                        since_seconds: 90,
+                        last_error: String::new(),
+                    },
+                    Peer {
+                        name: "worker-c".to_owned(),
+                        state: "Connecting".to_owned(),
+                        since_seconds: 5,
+                        last_error: "timed out".to_owned(),
+                        ..Peer::default()
+                    },
+                ],
+            }
+        }
+
+        fn pods(&self) -> PodList {
+            PodList {
+                items: vec![Pod {
+                    namespace: "default".to_owned(),
+                    name: "web".to_owned(),
+                    container_id: "0123456789abcdef0123456789abcdef".to_owned(),
+                    ifname: "eth0".to_owned(),
+                    netns: "/run/netns/web".to_owned(),
+                    addresses: vec!["10.1.0.5".to_owned(), "fd00::5".to_owned()],
+                    state: "Ready".to_owned(),
+                    offloads: vec!["checksum".to_owned()],
+                    age_seconds: 86_400,
+                }],
+            }
+        }
+
+        fn routes(&self) -> RouteList {
+            let route = |prefix: &str, kind: &str, target: &str| Route {
+                prefix: prefix.to_owned(),
+                kind: kind.to_owned(),
+                target: target.to_owned(),
+            };
+            RouteList {
+                items: vec![
+                    route("10.1.0.5/32", "pod", "web"),
+                    route("10.1.1.0/24", "peer", "worker-b"),
+                    route("10.1.0.0/24", "unassigned", ""),
+                ],
+            }
+        }
+
+        fn drops(&self) -> DropList {
+            let count = |reason: &str, packets| DropCount {
+                reason: reason.to_owned(),
+                packets,
+            };
+            DropList {
+                items: vec![count("NO_ROUTE", 1), count("TTL_EXPIRED", 0)],
+            }
+        }
+    }
+}

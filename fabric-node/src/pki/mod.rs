@@ -1,1 +1,22 @@
-//! pki
+//! Who a node is: the cluster's certificate authority and the identity a daemon shows its peers.
+//!
+//! * [`authority`] makes a CA and signs node certificates, in memory: [`init`], [`issue`].
+//! * [`files`] keeps them on disk: keys 0600, each file whole or absent, nothing overwritten unasked.
+//! * [`spiffe`] is the name inside a certificate: `spiffe://<trust domain>/node/<node>`.
+//! * [`identity`] loads a node's files and makes the TLS configurations of the tunnel.
+//! * [`verify`] decides whether a peer's chain is accepted.
+//!
+//! Never done here: sockets, and deciding which node ought to be a peer.
+
+pub mod authority;
+pub mod files;
+pub mod identity;
+pub mod spiffe;
+pub mod validity;
+pub mod verify;
+
+#[cfg(test)]
+mod handshake_tests;
+
+pub use authority::{Authority, AuthorityError, NodeCredentials, init, issue};
+pub use identity::{IdentityError, NodeIdentity};

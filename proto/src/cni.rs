@@ -1,13 +1,123 @@
 //! The CNI socket: one request and one response per connection.
 //!
 //! A frame is a 4-byte big-endian length and that many bytes of JSON, at most [`FRAME_BYTES_MAX`].
+//! Where the daemon does not answer, a DEL becomes a file instead: [`PendingDelete`].
 
-use std::net::IpAddr;
+use std::{fmt::Write as _, net::IpAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
 
-/// Largest frame either side reads (bytes).
+/// Largest frame either side reads (bytes of JSON, the length itself not counted).
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of the length in front of the JSON.
+pub const FRAME_HEADER_LEN: usize = 4;
+/// Folder beneath the state directory that holds [`PendingDelete`] files.
+pub const PENDING_DELETES_DIR: &str = "pending-deletes";
+
+/// Why a frame was refused.
+#[derive(Debug, Error)]
+pub enum FrameError {
+    /// The length is zero or above [`FRAME_BYTES_MAX`].
+    #[error("frame of {0} bytes is outside 1..={FRAME_BYTES_MAX}")]
+    Length(usize),
+    /// The content is not the JSON of the expected message.
+    #[error("frame does not hold the expected message: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The frame of `message`: length and JSON, ready to be sent.
+///
+/// # Errors
+///
+/// [`FrameError::Length`] when the JSON is larger than either side reads.
+pub fn encode_frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let json = serde_json::to_vec(message)?;
+    let length = u32::try_from(json.len()).map_err(|_| FrameError::Length(json.len()))?;
+    if json.len() > FRAME_BYTES_MAX {
+        return Err(FrameError::Length(json.len()));
+    }
+    let mut frame = Vec::with_capacity(FRAME_HEADER_LEN + json.len());
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&json);
+    Ok(frame)
+}
+
+/// Bytes of JSON that follow `header`.
+///
+/// # Errors
+///
+/// [`FrameError::Length`], before anything is allocated for it.
+pub fn frame_length(header: [u8; FRAME_HEADER_LEN]) -> Result<usize, FrameError> {
+    let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
+    if length == 0 || length > FRAME_BYTES_MAX {
+        return Err(FrameError::Length(length));
+    }
+    Ok(length)
+}
+
+/// Reads the JSON of one frame.
+///
+/// # Errors
+///
+/// [`FrameError::Json`].
+pub fn decode_frame<T: DeserializeOwned>(json: &[u8]) -> Result<T, FrameError> {
+    Ok(serde_json::from_slice(json)?)
+}
+
+/// A DEL that the daemon could not take: one JSON file in [`PENDING_DELETES_DIR`], named
+/// [`PendingDelete::file_name`]. The daemon carries it out and removes the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PendingDelete {
+    /// [`PendingDelete::VERSION`].
+    pub version: u32,
+    /// The attachment to remove.
+    pub key: AttachmentKey,
+}
+
+impl PendingDelete {
+    /// Version of the file's content.
+    pub const VERSION: u32 = 1;
+    /// What a finished file's name ends with; others in the folder are unfinished.
+    pub const SUFFIX: &str = ".delete";
+    /// Most files the plugin lets pile up.
+    pub const FILES_MAX: usize = 10_000;
+    /// Largest file the daemon reads (bytes).
+    pub const FILE_BYTES_MAX: usize = 64 * 1024;
+
+    /// A request to remove `key`.
+    #[must_use]
+    pub fn new(key: AttachmentKey) -> Self {
+        Self {
+            version: Self::VERSION,
+            key,
+        }
+    }
+
+    /// The file name for `key`: the same for every DEL of one attachment, so that repeats do not
+    /// pile up, and of fixed length whatever the runtime calls its containers.
+    #[must_use]
+    pub fn file_name(key: &AttachmentKey) -> String {
+        let mut name = String::with_capacity(32 + Self::SUFFIX.len());
+        let _ = write!(name, "{:032x}", fnv1a_128(key));
+        name.push_str(Self::SUFFIX);
+        name
+    }
+}
+
+/// FNV-1a, 128 bits, over the three parts, each closed by a zero byte, which none of
+/// them can contain.
+fn fnv1a_128(key: &AttachmentKey) -> u128 {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    [&key.network, &key.container_id, &key.ifname]
+        .into_iter()
+        .flat_map(|part| part.bytes().chain([0]))
+        .fold(OFFSET, |hash, byte| {
+            (hash ^ u128::from(byte)).wrapping_mul(PRIME)
+        })
+}
 
 /// Which interface of which container: the key of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -144,4 +254,72 @@ pub mod code {
     pub const INTERFACE_EXISTS: u32 = 100;
     /// CHECK found a difference.
     pub const CHECK_FAILED: u32 = 101;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn key(network: &str, container_id: &str, ifname: &str) -> AttachmentKey {
+        AttachmentKey {
+            network: network.into(),
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        }
+    }
+
+    /// A frame comes out as it went in.
+    #[test]
+    fn frame_round_trip() {
+        let request = Request::Del {
+            key: key("net", "c1", "eth0"),
+            netns: None,
+        };
+        let frame = encode_frame(&request).unwrap();
+        let (header, json) = frame.split_at(FRAME_HEADER_LEN);
+        assert_eq!(
+            frame_length(header.try_into().unwrap()).unwrap(),
+            json.len()
+        );
+        assert_eq!(decode_frame::<Request>(json).unwrap(), request);
+    }
+
+    /// A length of zero or beyond the limit is refused before anything is read.
+    #[test]
+    fn frame_length_is_bounded() {
+        assert!(frame_length([0; 4]).is_err());
+        assert!(frame_length([0xff; 4]).is_err());
+        let max = u32::try_from(FRAME_BYTES_MAX).unwrap();
+        assert!(frame_length(max.to_be_bytes()).is_ok());
+        assert!(frame_length((max + 1).to_be_bytes()).is_err());
+    }
+
+    /// A message too large to be read is not sent.
+    #[test]
+    fn oversized_message_is_refused() {
+        let request = Request::Gc {
+            network: "n".repeat(FRAME_BYTES_MAX),
+            valid: Vec::new(),
+        };
+        assert!(matches!(encode_frame(&request), Err(FrameError::Length(_))));
+    }
+
+    /// Each part counts on its own: moving a letter from one part to the next changes the name, so
+    /// that no DEL can hide another.
+    #[test]
+    fn pending_delete_names_differ_by_part() {
+        let names = [
+            key("a", "bc", "d"),
+            key("ab", "c", "d"),
+            key("a", "b", "cd"),
+            key("a", "bc", "e"),
+        ]
+        .map(|key| PendingDelete::file_name(&key));
+        for (index, name) in names.iter().enumerate() {
+            assert_eq!(name.len(), 32 + PendingDelete::SUFFIX.len());
+            assert!(!names[..index].contains(name));
+        }
+    }
 }

@@ -1,6 +1,12 @@
 //! Attaching pods: the CNI socket, the steps of ADD and DEL, addresses and their record on disk.
+//!
+//! An ADD's way: [`server`] reads it from the plugin, [`attach`] carries it out with addresses from
+//! [`ipam`], writes it down in [`store`] before it touches anything, has [`links`] make the pod's
+//! interface and hands the device to the [`attach::Fabric`].
 
 pub mod attach;
+pub mod clock;
 pub mod ipam;
+pub mod links;
 pub mod server;
 pub mod store;

@@ -1,0 +1,42 @@
+//! What goes wrong, in the words of the CNI specification.
+
+use fabric_proto::cni::Failure;
+use thiserror::Error;
+
+/// A failed call: code, what is wrong and where, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{msg} (code {code})")]
+pub(crate) struct CniError {
+    /// Error code of the CNI specification, or ours from 100 on.
+    pub(crate) code: u32,
+    /// One line.
+    pub(crate) msg: String,
+    /// What to do; may be empty.
+    pub(crate) details: String,
+}
+
+impl CniError {
+    pub(crate) fn new(code: u32, msg: impl Into<String>) -> Self {
+        Self {
+            code,
+            msg: msg.into(),
+            details: String::new(),
+        }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn cure(mut self, details: impl Into<String>) -> Self {
+        self.details = details.into();
+        self
+    }
+}
+
+impl From<Failure> for CniError {
+    fn from(failure: Failure) -> Self {
+        Self {
+            code: failure.code,
+            msg: failure.msg,
+            details: failure.details,
+        }
+    }
+}

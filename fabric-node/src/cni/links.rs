@@ -1,0 +1,312 @@
+//! The pod's interface: made, found again, examined, removed.
+//!
+//! Comes in: a namespace and what the interface should be. Goes out: its device. Never done here:
+//! knowing why. [`Links`] is what [`super::attach`] needs of the kernel; [`KernelLinks`] is the
+//! kernel.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use fabric_core::snapshot::POD_MTU;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use thiserror::Error;
+
+use crate::sys::{
+    netlink::{self, Link, LinkSettings, Netlink, NetlinkError, RouteSpec},
+    netns::{Netns, NetnsError, NetnsId},
+    tun::{Tun, TunError, TunOffloads},
+};
+
+/// What the kernel keeps for the daemon while it is busy with other pods (packets); the driver's
+/// default of 500 is little when each may be a single segment.
+const TX_QUEUE_PACKETS: u32 = 1_000;
+
+/// Why the pod's interface is not as it should be.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// The namespace has gone, or something else is at its path.
+    #[error("{0}")]
+    Gone(String),
+    /// The interface name is taken.
+    #[error("interface {0} exists in the pod's network namespace")]
+    Exists(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What the interface should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfacePlan {
+    /// CNI_IFNAME.
+    pub ifname: String,
+    /// Its addresses, each a single host.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What the interface is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceState {
+    /// Administratively up.
+    pub up: bool,
+    /// MTU (bytes).
+    pub mtu: u32,
+    /// All its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// A default route of IPv4 leaves by it.
+    pub default_v4: bool,
+    /// A default route of IPv6 leaves by it.
+    pub default_v6: bool,
+}
+
+/// The kernel, as attaching a pod needs it. Every call may block.
+pub trait Links: Send + Sync + 'static {
+    /// The daemon's end of the interface.
+    type Device: Send + 'static;
+    /// An open namespace.
+    type Namespace: Send + Sync;
+
+    /// Opens the namespace at a path and tells its identity.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError::Gone`] only when there certainly is no namespace at the path.
+    fn open(&self, path: &Path) -> Result<(Self::Namespace, NetnsId), LinkError>;
+
+    /// Identity of the namespace that the daemon itself is in.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError::Failed`].
+    fn own(&self) -> Result<NetnsId, LinkError>;
+
+    /// Makes the interface; it outlives the device. On failure nothing is left of it.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError::Exists`] if any interface has the name, and the others.
+    fn create(
+        &self,
+        namespace: &Self::Namespace,
+        plan: &InterfacePlan,
+    ) -> Result<Self::Device, LinkError>;
+
+    /// Takes an interface up again that an earlier process made, or makes it where it has gone.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`].
+    fn reopen(
+        &self,
+        namespace: &Self::Namespace,
+        plan: &InterfacePlan,
+    ) -> Result<Self::Device, LinkError>;
+
+    /// What an interface is; `None` where there is none of the name.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`].
+    fn inspect(
+        &self,
+        namespace: &Self::Namespace,
+        ifname: &str,
+    ) -> Result<Option<InterfaceState>, LinkError>;
+
+    /// Removes the interface if it is a TUN device; one that is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`].
+    fn delete(&self, namespace: &Self::Namespace, ifname: &str) -> Result<(), LinkError>;
+}
+
+/// The kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelLinks;
+
+impl Links for KernelLinks {
+    type Device = Tun;
+    type Namespace = Netns;
+
+    fn open(&self, path: &Path) -> Result<(Netns, NetnsId), LinkError> {
+        let netns = Netns::open(path).map_err(|error| match LinkError::from(error) {
+            LinkError::Gone(reason) if !can_tell(path) => LinkError::Failed(reason),
+            error => error,
+        })?;
+        let id = netns.identity();
+        Ok((netns, id))
+    }
+
+    fn own(&self) -> Result<NetnsId, LinkError> {
+        Ok(Netns::current()?.identity())
+    }
+
+    fn create(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<Tun, LinkError> {
+        namespace.run(|| {
+            let tun = Tun::create(&plan.ifname, TunOffloads::ALL)?;
+            configure(plan)?;
+            // Last, so that every failure above takes the device with it.
+            tun.set_persistent(true)
+                .map_err(failed("make the device outlive the daemon"))?;
+            Ok(tun)
+        })?
+    }
+
+    fn reopen(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<Tun, LinkError> {
+        namespace.run(|| {
+            let tun = Tun::open(&plan.ifname, TunOffloads::ALL)?;
+            configure(plan)?;
+            tun.set_persistent(true)
+                .map_err(failed("make the device outlive the daemon"))?;
+            Ok(tun)
+        })?
+    }
+
+    fn inspect(
+        &self,
+        namespace: &Netns,
+        ifname: &str,
+    ) -> Result<Option<InterfaceState>, LinkError> {
+        namespace.run(|| inspect(ifname))?
+    }
+
+    fn delete(&self, namespace: &Netns, ifname: &str) -> Result<(), LinkError> {
+        namespace.run(|| {
+            let netlink = Netlink::connect()?;
+            match netlink.link(ifname)? {
+                Some(link) if is_tun(&link) => match netlink.delete_link(link.index) {
+                    Err(NetlinkError::NotFound { .. }) | Ok(()) => Ok(()),
+                    Err(error) => Err(error.into()),
+                },
+                // Somebody else's interface under our name.
+                Some(_) | None => Ok(()),
+            }
+        })?
+    }
+}
+
+/// Whether the absence of `path` says anything: with its folder missing too, the daemon may well look
+/// at another mount namespace than the runtime. Below `/proc` folders come and go with processes.
+fn can_tell(path: &Path) -> bool {
+    path.starts_with("/proc") || path.parent().is_some_and(Path::is_dir)
+}
+
+/// Brings the interface to what the plan says; what is so already stays.
+fn configure(plan: &InterfacePlan) -> Result<(), LinkError> {
+    let netlink = Netlink::connect()?;
+    let link = netlink
+        .link(&plan.ifname)?
+        .ok_or_else(|| LinkError::Failed(format!("interface {} has vanished", plan.ifname)))?;
+    if plan.addresses.iter().any(IpAddr::is_ipv6) {
+        // Runtimes may start a namespace with IPv6 off.
+        netlink::enable_ipv6(&plan.ifname).map_err(failed("turn on IPv6 in the namespace"))?;
+    }
+    netlink.configure_link(
+        link.index,
+        LinkSettings {
+            mtu: Some(POD_MTU),
+            tx_queue_len: Some(TX_QUEUE_PACKETS),
+            ipv6_addr_gen_none: true,
+            up: None,
+        },
+    )?;
+    for address in &plan.addresses {
+        match netlink.add_address(link.index, IpNet::from(*address)) {
+            Ok(()) | Err(NetlinkError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let up = LinkSettings {
+        up: Some(true),
+        ..LinkSettings::default()
+    };
+    netlink.configure_link(link.index, up)?;
+    for address in &plan.addresses {
+        netlink.replace_route(&RouteSpec {
+            destination: default_of(*address),
+            index: link.index,
+            source: None,
+            gateway: None,
+            mtu: None,
+        })?;
+    }
+    Ok(())
+}
+
+fn inspect(ifname: &str) -> Result<Option<InterfaceState>, LinkError> {
+    let netlink = Netlink::connect()?;
+    let Some(link) = netlink.link(ifname)? else {
+        return Ok(None);
+    };
+    let addresses = netlink.addresses(link.index)?;
+    let routes = netlink.routes(link.index)?;
+    let has_default = |address: IpAddr| {
+        routes
+            .iter()
+            .any(|route| route.destination == default_of(address))
+    };
+    Ok(Some(InterfaceState {
+        up: link.up,
+        mtu: link.mtu,
+        addresses: addresses.iter().map(IpNet::addr).collect(),
+        default_v4: has_default(Ipv4Addr::UNSPECIFIED.into()),
+        default_v6: has_default(Ipv6Addr::UNSPECIFIED.into()),
+    }))
+}
+
+fn is_tun(link: &Link) -> bool {
+    link.kind.as_deref() == Some("tun")
+}
+
+/// The default route of an address's family.
+fn default_of(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
+    }
+}
+
+fn failed(action: &'static str) -> impl Fn(io::Error) -> LinkError {
+    move |error| LinkError::Failed(format!("cannot {action}: {error}"))
+}
+
+impl From<NetnsError> for LinkError {
+    fn from(error: NetnsError) -> Self {
+        let gone = match &error {
+            NetnsError::Open { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
+            NetnsError::NotANamespace { .. } => true,
+            NetnsError::Enter { .. }
+            | NetnsError::Thread { .. }
+            | NetnsError::Create { .. }
+            | NetnsError::Name { .. } => false,
+        };
+        if gone {
+            Self::Gone(error.to_string())
+        } else {
+            Self::Failed(error.to_string())
+        }
+    }
+}
+
+impl From<TunError> for LinkError {
+    fn from(error: TunError) -> Self {
+        if let TunError::Exists { name } = error {
+            Self::Exists(name)
+        } else {
+            Self::Failed(error.to_string())
+        }
+    }
+}
+
+impl From<NetlinkError> for LinkError {
+    fn from(error: NetlinkError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}

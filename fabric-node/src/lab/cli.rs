@@ -8,12 +8,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
+use fabric_proto::admin::Document;
 
 use super::{
     Families, Family, Interrupt, Lab, LabName, LabOptions, Progress, command, demo, place::Place,
     rootless, state::LabState, status::LabStatus, teardown, underlay::inside,
 };
+use crate::cli::{exit::Failure, output::Output};
 
 /// Exit status of `exec` when the lab, not the command, failed; as of env(1) and container engines.
 const EXEC_FAILED: u8 = 125;
@@ -36,7 +38,7 @@ enum Verb {
     /// Take a lab down, whatever state it is in
     Down(NameArgs),
     /// Show the workers and pods of a lab
-    Status(StatusArgs),
+    Status(NameArgs),
     /// Run a command in the network namespace of a pod or worker; exit with its status
     Exec(ExecArgs),
     /// Build a lab, prove on it what the fabric promises, take it down
@@ -110,25 +112,6 @@ struct UpArgs {
 }
 
 #[derive(Debug, Args)]
-struct StatusArgs {
-    #[command(flatten)]
-    name: NameArgs,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people
-    Table,
-    /// For programs
-    Json,
-    /// For programs and people
-    Yaml,
-}
-
-#[derive(Debug, Args)]
 struct ExecArgs {
     #[command(flatten)]
     name: NameArgs,
@@ -148,9 +131,6 @@ struct DemoArgs {
     /// Leave the lab up afterwards
     #[arg(long)]
     keep: bool,
-    /// Form of the result
-    #[arg(short, long, value_enum, default_value_t = demo::Output::Text)]
-    output: demo::Output,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -163,38 +143,35 @@ struct DemoArgs {
 ///
 /// What a person should read; for `exec`, failures of the lab are printed here and become status
 /// 125.
-pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: LabArgs, output: Output) -> anyhow::Result<ExitCode> {
     match args.verb {
-        Verb::Up(args) => up(args),
-        Verb::Down(args) => down(&args.name),
-        Verb::Status(args) => status(&args),
-        Verb::Exec(args) => Ok(exec(&args).unwrap_or_else(|error| {
-            anstream::eprintln!("fabric lab exec: {error:#}");
+        Verb::Up(args) => up(args, output),
+        Verb::Down(args) => down(&args.name, output),
+        Verb::Status(args) => status(&args.name, output),
+        Verb::Exec(args) => Ok(exec(&args, output).unwrap_or_else(|error| {
+            output.error(&Failure::Other(error));
             ExitCode::from(EXEC_FAILED)
         })),
-        Verb::Demo(args) => run_demo(args),
+        Verb::Demo(args) => run_demo(args, output),
         Verb::Hold { .. } => rootless::hold(),
     }
 }
 
-fn up(args: UpArgs) -> anyhow::Result<ExitCode> {
+fn up(args: UpArgs, output: Output) -> anyhow::Result<ExitCode> {
     let pods = vec![args.pods; args.workers];
     let options = options(args.name.name, pods, &args.network, args.bin)?;
     enter_new()?;
     let interrupt = Interrupt::install()?;
-    let progress = Progress::new();
+    let progress = Progress::new(output.quiet);
     let mut lab = Lab::up_with(&options, &progress, &interrupt)?;
     lab.keep();
     drop(progress);
-    anstream::println!(
-        "{}\n\n{}",
-        LabStatus::of(lab.state()).tables(),
-        next_steps(lab.state())
-    );
+    show(&LabStatus::of(lab.state()), output)?;
+    output.say(&format!("\n{}", next_steps(lab.state())));
     Ok(ExitCode::SUCCESS)
 }
 
-fn down(name: &LabName) -> anyhow::Result<ExitCode> {
+fn down(name: &LabName, output: Output) -> anyhow::Result<ExitCode> {
     let place = Place::here();
     if !place.can_build()
         && let Ok(Some(state)) = LabState::read(&place.folder(name))
@@ -204,26 +181,24 @@ fn down(name: &LabName) -> anyhow::Result<ExitCode> {
     {
         return Err(rootless::run_again_in(&place, &state));
     }
-    if teardown::take_down(name, &place)? {
-        anstream::println!("lab {name} is down");
-    } else {
-        anstream::println!("no lab {name} is up");
-    }
+    let was_up = teardown::take_down(name, &place)?;
+    let state = if was_up { "down" } else { "not up" };
+    output.say(&format!("lab {name} is {state}"));
     Ok(ExitCode::SUCCESS)
 }
 
-fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let lab = Lab::open(&args.name.name)?;
-    let status = LabStatus::of(lab.state());
-    match args.output {
-        Output::Table => anstream::println!("{}", status.tables()),
-        Output::Json => anstream::println!("{}", serde_json::to_string_pretty(&status)?),
-        Output::Yaml => anstream::print!("{}", serde_saphyr::to_string(&status)?),
-    }
+fn status(name: &LabName, output: Output) -> anyhow::Result<ExitCode> {
+    show(&LabStatus::of(Lab::open(name)?.state()), output)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
+fn show(document: &Document<LabStatus<'_>>, output: Output) -> anyhow::Result<()> {
+    output
+        .document(document)
+        .map_err(|failure| anyhow::anyhow!("{failure}"))
+}
+
+fn exec(args: &ExecArgs, output: Output) -> anyhow::Result<ExitCode> {
     let lab = Lab::open(&args.name.name)?;
     let netns = lab.state().netns_of(&args.member)?;
     let place = Place::here();
@@ -236,29 +211,21 @@ fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     command.args(arguments);
     // The thread inside the namespace becomes the program: terminal, signals and status are its own.
     let error = inside(netns, move || Ok(command.exec()))?;
-    anstream::eprintln!(
-        "fabric lab exec: cannot run {}: {error}",
-        program.to_string_lossy()
-    );
     let code = if error.kind() == std::io::ErrorKind::NotFound {
         NOT_FOUND
     } else {
         NOT_EXECUTABLE
     };
+    let told = format!("cannot run {}", program.to_string_lossy());
+    output.error(&Failure::Other(anyhow::Error::new(error).context(told)));
     Ok(ExitCode::from(code))
 }
 
-fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
+fn run_demo(args: DemoArgs, output: Output) -> anyhow::Result<ExitCode> {
     let options = options(args.name, demo::PODS.to_vec(), &args.network, args.bin)?;
     let tools = demo::Tools::find()?;
     enter_new()?;
-    demo::run(
-        &options,
-        &tools,
-        args.keep,
-        args.output,
-        &Interrupt::install()?,
-    )
+    demo::run(&options, &tools, args.keep, output, &Interrupt::install()?)
 }
 
 /// Goes on only where namespaces can be made; else runs this command again inside a new user
@@ -320,7 +287,7 @@ pub fn next_steps(state: &LabState) -> String {
             worker.name
         ));
         lines.push(format!(
-            "  fabric status --socket {}",
+            "  fabric peers --socket {}",
             worker.admin_socket().display()
         ));
     }

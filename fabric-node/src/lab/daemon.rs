@@ -19,16 +19,23 @@ use super::{
     state::{LabState, Worker},
     underlay::inside,
 };
+use crate::{
+    control::desired::NodeId,
+    pki::{
+        authority,
+        files::{Overwrite, init_dir, save_node},
+    },
+};
 
 /// Name of the daemon's program.
 pub const DAEMON: &str = "fabric-node";
-/// Name of the operator's program, which has the certificate authority.
-pub const OPERATOR: &str = "fabric";
 /// How long a daemon may take to end after it was asked to.
 pub const STOP_MAX: Duration = Duration::from_secs(5);
 
-/// How long making one certificate may take.
-const PKI_MAX: Duration = Duration::from_secs(30);
+/// Cluster that the lab's certificates speak for.
+const TRUST_DOMAIN: &str = "fabric.lab";
+/// Lifetime of the lab's certificates: no lab is left up for longer.
+const CERTIFICATE_DAYS: u32 = 30;
 
 /// `node.toml` as the daemon reads it.
 #[derive(Serialize)]
@@ -70,12 +77,16 @@ struct Node<'a> {
 ///
 /// # Errors
 ///
-/// A file cannot be written, or `fabric pki` failed.
+/// A file cannot be written, or a certificate cannot be made.
 pub fn prepare(state: &LabState) -> anyhow::Result<()> {
     let nodes_dir = nodes_dir(state);
     make_dir(&nodes_dir)?;
-    let authority = state.folder.join("pki");
-    pki(state, &["init", "--dir"], &[&authority])?;
+    let authority = init_dir(
+        &state.folder.join("pki"),
+        TRUST_DOMAIN,
+        CERTIFICATE_DAYS,
+        Overwrite::No,
+    )?;
     for worker in &state.workers {
         for dir in [
             &worker.folder,
@@ -85,13 +96,9 @@ pub fn prepare(state: &LabState) -> anyhow::Result<()> {
         ] {
             make_dir(dir)?;
         }
-        let pki_dir = worker.folder.join("pki");
-        make_dir(&pki_dir)?;
-        pki(
-            state,
-            &["issue", &worker.name, "--dir"],
-            &[&authority, Path::new("--out"), &pki_dir],
-        )?;
+        let node = NodeId::new(&worker.name).map_err(anyhow::Error::msg)?;
+        let credentials = authority::issue(&authority, &node, CERTIFICATE_DAYS)?;
+        let files = save_node(&credentials, &worker.folder.join("pki"), Overwrite::No)?;
         let config = NodeConfig {
             node: &worker.name,
             state_dir: worker.state_dir(),
@@ -101,9 +108,9 @@ pub fn prepare(state: &LabState) -> anyhow::Result<()> {
                 path: nodes_dir.clone(),
             },
             identity: Identity {
-                ca: pki_dir.join("ca.pem"),
-                certificate: pki_dir.join(format!("{}.pem", worker.name)),
-                key: pki_dir.join(format!("{}-key.pem", worker.name)),
+                ca: files.ca,
+                certificate: files.certificate,
+                key: files.key,
             },
         };
         write_toml(&worker.config_file(), &config)?;
@@ -165,7 +172,7 @@ pub fn running(state: &LabState, worker: &Worker) -> Option<Process> {
 ///
 /// One is missing; the message says how to build it.
 pub fn check_programs(bin_dir: &Path) -> anyhow::Result<()> {
-    for program in [DAEMON, plugin::PLUGIN, OPERATOR] {
+    for program in [DAEMON, plugin::PLUGIN] {
         if !command::is_program(&bin_dir.join(program)) {
             bail!(
                 "there is no program {program} in {}: build it with `cargo build --bins`, or name \
@@ -191,20 +198,6 @@ fn nodes_file(worker: &Worker) -> Nodes<'_> {
             pod_cidrs: worker.pod_cidrs.iter().map(ToString::to_string).collect(),
         }],
     }
-}
-
-fn pki(state: &LabState, verb: &[&str], paths: &[&Path]) -> anyhow::Result<()> {
-    let mut program = Command::new(state.bin_dir.join(OPERATOR));
-    program.arg("pki").args(verb).args(paths);
-    let answer = command::run(program, b"", PKI_MAX)?;
-    if !answer.status.success() {
-        bail!(
-            "`fabric pki {}` failed: {}",
-            verb.join(" "),
-            answer.last_line()
-        );
-    }
-    Ok(())
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {

@@ -191,7 +191,8 @@ impl Lab {
             self.state.write()?;
         }
         progress.step("making namespaces and the underlay");
-        self.place.prepare_netns_dir(&self.name)?;
+        self.state.netns_dir_made = self.place.prepare_netns_dir(&self.name)?;
+        self.state.write()?;
         underlay::make(&self.state)?;
         interrupt.check()?;
         progress.step("issuing certificates");

@@ -140,40 +140,51 @@ impl Place {
 
     /// Makes the folder of the namespace files of lab `name`, as iproute2 makes its own: a shared
     /// mount. Without that, the first `ip netns add` on the machine would cover the lab's
-    /// namespaces with a mount that keeps them from being removed.
+    /// namespaces with a mount that keeps them from being removed. Answers whether the mount is new.
     ///
     /// # Errors
     ///
     /// It cannot be made or mounted.
-    pub fn prepare_netns_dir(&self, name: &LabName) -> anyhow::Result<()> {
+    pub fn prepare_netns_dir(&self, name: &LabName) -> anyhow::Result<bool> {
         let dir = self.netns_dir(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         if self.rights != Rights::Root {
-            return Ok(());
+            return Ok(false);
         }
-        let share = || {
-            mount_change(
-                &dir,
-                MountPropagationFlags::SHARED | MountPropagationFlags::REC,
-            )
-        };
-        match share() {
+        let propagation = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+        match mount_change(&dir, propagation) {
+            Ok(()) => Ok(false),
             // INVAL: no mount yet.
-            Err(Errno::INVAL) => mount_bind_recursive(&dir, &dir).and_then(|()| share()),
-            other => other,
+            Err(Errno::INVAL) => mount_bind_recursive(&dir, &dir)
+                .and_then(|()| mount_change(&dir, propagation))
+                .map(|()| true),
+            Err(errno) => Err(errno),
         }
         .with_context(|| format!("cannot make {} a shared mount", dir.display()))
     }
 
-    /// Removes the folders of labs and of namespaces if nothing is left in them.
+    /// Removes the mount that [`Place::prepare_netns_dir`] made, if no namespace is left in it.
+    pub fn remove_netns_dir(&self) {
+        let is_empty = |dir: &str| fs::read_dir(dir).is_ok_and(|mut files| files.next().is_none());
+        if self.rights == Rights::Root && is_empty(NAMED_NETNS) {
+            // iproute2 makes both again when it needs them.
+            let _ = unmount(NAMED_NETNS, UnmountFlags::NOFOLLOW);
+            let _ = fs::remove_dir(NAMED_NETNS);
+        }
+    }
+
+    /// Removes the folder of all labs if no lab is left in it.
     pub fn tidy(&self) {
         // Not empty means another lab is up: that is no failure.
         let _ = fs::remove_dir(&self.base);
-        let is_empty = |dir: &str| fs::read_dir(dir).is_ok_and(|mut files| files.next().is_none());
-        if self.rights == Rights::Root && is_empty(NAMED_NETNS) {
-            // iproute2 makes folder and mount again when it needs them.
-            let _ = unmount(NAMED_NETNS, UnmountFlags::NOFOLLOW);
-            let _ = fs::remove_dir(NAMED_NETNS);
+    }
+
+    /// A place for tests: inside `base`, with the rights to build.
+    #[cfg(test)]
+    pub(crate) fn inside(base: PathBuf) -> Self {
+        Self {
+            base,
+            rights: Rights::Inside,
         }
     }
 }

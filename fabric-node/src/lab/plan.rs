@@ -193,6 +193,7 @@ pub fn lay_out(options: &LabOptions, place: &Place) -> anyhow::Result<LabState> 
         folder,
         bin_dir: options.bin_dir.clone(),
         underlay_mtu: options.underlay_mtu,
+        netns_dir_made: false,
         holder: None,
         workers,
         pods,

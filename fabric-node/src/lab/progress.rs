@@ -1,7 +1,10 @@
 //! What a person sees while they wait, on standard error: a spinner on a terminal, plain lines
 //! without one, nothing when asked for silence.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -23,9 +26,12 @@ impl Progress {
         Self(Kind::Silent)
     }
 
-    /// Spinner or lines, as standard error allows.
+    /// Spinner or lines, as standard error allows; nothing when `quiet`.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(quiet: bool) -> Self {
+        if quiet {
+            return Self::silent();
+        }
         if !std::io::stderr().is_terminal() {
             return Self(Kind::Lines);
         }
@@ -41,7 +47,10 @@ impl Progress {
     pub fn step(&self, what: &str) {
         match &self.0 {
             Kind::Silent => {}
-            Kind::Lines => anstream::eprintln!("{what}"),
+            Kind::Lines => {
+                // A reader that has gone must not end the work half-way.
+                let _ = writeln!(anstream::stderr(), "{what}");
+            }
             Kind::Spinner(spinner) => {
                 spinner.reset_elapsed();
                 spinner.set_message(what.to_owned());
@@ -62,12 +71,6 @@ impl Progress {
             Kind::Silent | Kind::Lines => print(),
             Kind::Spinner(spinner) => spinner.suspend(print),
         }
-    }
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

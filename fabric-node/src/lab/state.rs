@@ -36,6 +36,8 @@ pub struct LabState {
     pub underlay_netns: PathBuf,
     /// MTU of the underlay (bytes).
     pub underlay_mtu: u32,
+    /// Whether the mount that holds the namespace files was made for this lab.
+    pub netns_dir_made: bool,
     /// Process that keeps the user and mount namespace of an ordinary user's lab alive.
     pub holder: Option<u32>,
     /// The workers, in order.
@@ -189,6 +191,12 @@ impl LabState {
 }
 
 impl Worker {
+    /// Path of the worker's network namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Path {
+        &self.netns
+    }
+
     /// The daemon's configuration.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {

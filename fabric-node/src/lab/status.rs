@@ -2,8 +2,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use comfy_table::{Table, presets};
-use fabric_proto::admin::API_VERSION;
+use fabric_proto::admin::{API_VERSION, Document};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -11,13 +10,12 @@ use super::{
     daemon,
     state::{CNI_NETWORK, LabState},
 };
+use crate::cli::output::{Show, list, table};
 
-/// The document `kind: Lab`.
+/// Content of the document `kind: Lab`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LabStatus<'a> {
-    api_version: &'static str,
-    kind: &'static str,
     name: &'a str,
     workers: Vec<WorkerStatus<'a>>,
     pods: Vec<PodStatus<'a>>,
@@ -53,7 +51,7 @@ struct PodStatus<'a> {
 impl<'a> LabStatus<'a> {
     /// The status of a lab, with the pids of the daemons that run.
     #[must_use]
-    pub fn of(state: &'a LabState) -> Self {
+    pub fn of(state: &'a LabState) -> Document<Self> {
         let workers = state.workers.iter().map(|worker| WorkerStatus {
             name: &worker.name,
             netns: &worker.netns,
@@ -73,58 +71,69 @@ impl<'a> LabStatus<'a> {
             netns: &pod.netns,
             addresses: &pod.addresses,
         });
-        Self {
-            api_version: API_VERSION,
-            kind: "Lab",
-            name: &state.name,
-            workers: workers.collect(),
-            pods: pods.collect(),
+        Document {
+            api_version: API_VERSION.to_owned(),
+            kind: "Lab".to_owned(),
+            content: Self {
+                name: &state.name,
+                workers: workers.collect(),
+                pods: pods.collect(),
+            },
         }
     }
+}
 
-    /// Two tables: workers and pods.
-    #[must_use]
-    pub fn tables(&self) -> String {
-        let mut workers = table(["WORKER", "DAEMON", "UNDERLAY", "POD RANGES"]);
-        for worker in &self.workers {
-            let daemon = worker
-                .pid
-                .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
-            workers.add_row([
+impl Show for LabStatus<'_> {
+    fn show(&self, wide: bool) -> String {
+        let workers = self.workers.iter().map(|worker| {
+            let mut row = vec![
                 worker.name.to_owned(),
-                daemon,
-                list(worker.underlay_addresses),
-                list(worker.pod_cidrs),
-            ]);
-        }
-        let mut pods = table(["POD", "WORKER", "ADDRESSES"]);
-        for pod in &self.pods {
-            pods.add_row([
+                worker
+                    .pid
+                    .map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}")),
+                list(&strings(worker.underlay_addresses)),
+                list(&strings(worker.pod_cidrs)),
+            ];
+            if wide {
+                row.push(worker.netns.display().to_string());
+                row.push(worker.admin_socket.display().to_string());
+            }
+            row
+        });
+        let pods = self.pods.iter().map(|pod| {
+            let mut row = vec![
                 pod.name.to_owned(),
                 pod.worker.to_owned(),
-                list(pod.addresses),
-            ]);
-        }
-        format!("{}\n\n{}", workers.trim_fmt(), pods.trim_fmt())
+                list(&strings(pod.addresses)),
+            ];
+            if wide {
+                row.push(pod.netns.display().to_string());
+            }
+            row
+        });
+        let worker_header = [
+            "WORKER",
+            "DAEMON",
+            "UNDERLAY",
+            "POD-CIDRS",
+            "NETNS",
+            "ADMIN-SOCKET",
+        ];
+        let pod_header = ["POD", "WORKER", "ADDRESSES", "NETNS"];
+        let (worker_columns, pod_columns) = if wide { (6, 4) } else { (4, 3) };
+        format!(
+            "{}\n{}",
+            table(
+                worker_header.get(..worker_columns).unwrap_or_default(),
+                workers
+            ),
+            table(pod_header.get(..pod_columns).unwrap_or_default(), pods)
+        )
     }
 }
 
-/// An empty table without lines.
-#[must_use]
-pub fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_header(header.map(str::to_owned));
-    table
-}
-
-fn list<T: ToString>(items: &[T]) -> String {
-    items
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+fn strings<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
 }
 
 #[cfg(test)]
@@ -180,14 +189,14 @@ mod tests {
     fn the_tables_name_everything() {
         let options = LabOptions::new("lab".parse().unwrap(), 2, 1, "/opt/bin".into());
         let state = lay_out(&options, &Place::root()).unwrap();
-        let text = LabStatus::of(&state).tables();
+        let text = LabStatus::of(&state).content.show(true);
         for word in [
             "worker-a",
             "worker-b",
             "pod-a-1",
             "pod-b-1",
             "not running",
-            "10.90.0.2, fd90::2",
+            "10.90.0.2,fd90::2",
         ] {
             assert!(text.contains(word), "{text}");
         }

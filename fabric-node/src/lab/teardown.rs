@@ -87,6 +87,9 @@ pub fn take_down(name: &LabName, place: &Place) -> anyhow::Result<bool> {
         _ => {}
     }
     place.tidy();
+    if state.as_ref().is_some_and(|state| state.netns_dir_made) {
+        place.remove_netns_dir();
+    }
     // Last: the namespaces that this very process may live in go away with it.
     if let Some(holder) = state
         .and_then(|s| s.holder)

@@ -115,3 +115,84 @@ fn index(netlink: &Netlink, ifname: &str) -> anyhow::Result<u32> {
         .with_context(|| format!("there is no interface {ifname}"))?
         .index)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{
+        fs,
+        net::{SocketAddr, UdpSocket},
+        path::PathBuf,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::lab::{
+        place::Place,
+        plan::{LabOptions, lay_out},
+        teardown::{Remains, take_down},
+    };
+
+    fn underlay(place: &Place, options: &LabOptions) -> LabState {
+        place.prepare().unwrap();
+        let state = lay_out(options, place).unwrap();
+        fs::create_dir(&state.folder).unwrap();
+        state.write().unwrap();
+        place.prepare_netns_dir(&options.name).unwrap();
+        make(&state).expect("this test makes network namespaces: run it as root");
+        state
+    }
+
+    /// Whether a datagram of `len` bytes gets from the first worker to the second.
+    fn arrives(state: &LabState, family: usize, len: usize, patience: Duration) -> bool {
+        let [from, to] = state.workers.as_slice() else {
+            panic!("two workers")
+        };
+        let bind = |worker: &Worker| {
+            let address = SocketAddr::new(worker.underlay_addresses[family], 0);
+            inside(&worker.netns, || Ok(UdpSocket::bind(address)?)).unwrap()
+        };
+        let (sender, receiver) = (bind(from), bind(to));
+        receiver.set_read_timeout(Some(patience)).unwrap();
+        let sent = sender.send_to(&vec![7; len], receiver.local_addr().unwrap());
+        sent.is_ok()
+            && receiver
+                .recv(&mut vec![0; len])
+                .is_ok_and(|received| received == len)
+    }
+
+    /// Workers reach each other over both families at the MTU asked for; a cut cable stops that, a
+    /// mended one lets it go on; and taking a lab down that was never finished leaves nothing.
+    #[test]
+    fn workers_are_connected_until_taken_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::inside(dir.path().join("labs"));
+        let options = LabOptions {
+            underlay_mtu: 1400,
+            ..LabOptions::new("t".parse().unwrap(), 2, 1, PathBuf::from("/nowhere"))
+        };
+        let state = underlay(&place, &options);
+        let mtu = inside(&state.workers[0].netns, || {
+            Ok(Netlink::connect()?
+                .link(WORKER_IFNAME)?
+                .map(|link| link.mtu))
+        });
+        assert_eq!(mtu.unwrap(), Some(1400));
+        let (long, short) = (Duration::from_secs(10), Duration::from_millis(200));
+        for family in [0, 1] {
+            assert!(arrives(&state, family, 4000, long));
+        }
+        set_link(&state, &state.workers[1], false).unwrap();
+        assert!(!arrives(&state, 0, 10, short));
+        set_link(&state, &state.workers[1], true).unwrap();
+        for family in [0, 1] {
+            assert!(arrives(&state, family, 10, long));
+        }
+        assert_eq!(Remains::of(&options.name, &place).namespaces.len(), 5);
+        assert!(take_down(&options.name, &place).unwrap());
+        assert!(Remains::of(&options.name, &place).is_empty());
+        assert!(!place.base().exists());
+        assert!(!take_down(&options.name, &place).unwrap());
+    }
+}

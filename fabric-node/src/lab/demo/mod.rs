@@ -19,28 +19,19 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use clap::ValueEnum;
 
 use self::report::{Finding, Report};
 use super::{
     Family, Interrupt, Lab, LabOptions, Pod, Progress, Worker, cli, command, place::Place,
     teardown::Remains,
 };
+use crate::cli::output::Output;
 
 /// Pods on each worker of the demo.
 pub const PODS: [usize; 2] = [2, 1];
 
 /// How long a program may take to say its version.
 const VERSION_MAX: Duration = Duration::from_secs(5);
-
-/// Form of the demo's result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// A line for each proof, and a table
-    Text,
-    /// One document
-    Json,
-}
 
 /// Programs of others that the demo measures with.
 #[derive(Debug)]
@@ -132,8 +123,8 @@ pub fn run(
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let links = links();
-    let progress = Progress::new();
-    let mut report = Report::new(output == Output::Text);
+    let progress = Progress::new(output.quiet);
+    let mut report = Report::new(output);
     let mut lab = Lab::up_with(options, &progress, interrupt)?;
     let scene = Scene::of(&lab, options, tools)?;
     report.introduce(&scene.introduction(), &progress);
@@ -143,13 +134,9 @@ pub fn run(
         report.add(plan.id, plan.title, (plan.prove)(), &progress);
     }
     interrupt.check()?;
+    let next = cli::next_steps(lab.state());
     if keep {
         lab.keep();
-        let next = cli::next_steps(lab.state());
-        report.finish(started.elapsed(), &progress)?;
-        if output == Output::Text {
-            progress.around(|| anstream::println!("\n{next}"));
-        }
     } else {
         progress.hint("taking the lab down");
         let clean = lab.down().and_then(|()| nothing_remains(options, &links));
@@ -159,9 +146,12 @@ pub fn run(
             clean,
             &progress,
         );
-        report.finish(started.elapsed(), &progress)?;
     }
-    Ok(if report.all_hold() {
+    let all_hold = report.finish(started.elapsed(), &progress)?;
+    if keep {
+        progress.around(|| output.say(&format!("\n{next}")));
+    }
+    Ok(if all_hold {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

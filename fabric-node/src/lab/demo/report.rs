@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anstyle::{AnsiColor, Style};
-use fabric_proto::admin::API_VERSION;
+use fabric_proto::admin::{API_VERSION, Document};
 use serde::Serialize;
 
-use crate::lab::{progress::Progress, status::table};
+use crate::{
+    cli::output::{Format, Output, Show, table},
+    lab::progress::Progress,
+};
 
 /// What a proof found.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,35 +51,37 @@ struct Proof {
     in_table: bool,
 }
 
-/// The document `kind: LabDemo`.
-#[derive(Debug, Serialize)]
+/// Content of the document `kind: LabDemo`.
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Report {
-    api_version: &'static str,
-    kind: &'static str,
+struct Content {
     ok: bool,
     seconds: f64,
     proofs: Vec<Proof>,
-    #[serde(skip)]
+}
+
+/// Collects the proofs.
+#[derive(Debug)]
+pub(super) struct Report {
+    content: Content,
+    output: Output,
     lines: bool,
 }
 
 impl Report {
-    /// An empty report, printed line by line, or as a document at its end.
-    pub(super) fn new(lines: bool) -> Self {
+    /// An empty report, printed line by line for people, as a document at its end for programs.
+    pub(super) fn new(output: Output) -> Self {
+        let lines = matches!(output.format, Format::Table | Format::Wide);
         Self {
-            api_version: API_VERSION,
-            kind: "LabDemo",
-            ok: false,
-            seconds: 0.0,
-            proofs: Vec::new(),
+            content: Content::default(),
+            output,
             lines,
         }
     }
 
     pub(super) fn introduce(&self, text: &str, progress: &Progress) {
         if self.lines {
-            progress.around(|| anstream::println!("{text}\n"));
+            self.print(&format!("{text}\n\n"), progress);
         }
     }
 
@@ -110,37 +115,48 @@ impl Report {
             },
         };
         if self.lines {
-            progress.around(|| anstream::println!("{}", proof.line()));
+            self.print(&format!("{}\n", proof.line()), progress);
         }
-        self.proofs.push(proof);
+        self.content.proofs.push(proof);
     }
 
     pub(super) fn all_hold(&self) -> bool {
-        !self.proofs.is_empty() && self.proofs.iter().all(|proof| proof.ok)
+        let proofs = &self.content.proofs;
+        !proofs.is_empty() && proofs.iter().all(|proof| proof.ok)
     }
 
     /// Prints the table or the document.
-    pub(super) fn finish(&mut self, took: Duration, progress: &Progress) -> anyhow::Result<()> {
-        self.ok = self.all_hold();
-        self.seconds = (took.as_secs_f64() * 10.0).round() / 10.0;
-        let text = if self.lines {
-            self.summary()
-        } else {
-            serde_json::to_string_pretty(self)?
+    pub(super) fn finish(self, took: Duration, progress: &Progress) -> anyhow::Result<bool> {
+        let all_hold = self.all_hold();
+        let document = Document {
+            api_version: API_VERSION.to_owned(),
+            kind: "LabDemo".to_owned(),
+            content: Content {
+                ok: all_hold,
+                seconds: (took.as_secs_f64() * 10.0).round() / 10.0,
+                ..self.content
+            },
         };
-        progress.around(|| anstream::println!("{text}"));
-        Ok(())
+        progress
+            .around(|| self.output.document(&document))
+            .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        Ok(all_hold)
     }
 
-    fn summary(&self) -> String {
-        let mut measured = table(["MEASURED", ""]);
-        for proof in self.proofs.iter().filter(|proof| proof.in_table) {
-            measured.add_row([proof.title.clone(), proof.value.clone()]);
-        }
+    fn print(&self, text: &str, progress: &Progress) {
+        // A reader that has gone must not end the demo before it has cleaned up.
+        let _ = progress.around(|| self.output.data(text));
+    }
+}
+
+impl Show for Content {
+    fn show(&self, _wide: bool) -> String {
+        let rows = self.proofs.iter().filter(|proof| proof.in_table);
+        let rows = rows.map(|proof| vec![proof.title.clone(), proof.value.clone()]);
         let holding = self.proofs.iter().filter(|proof| proof.ok).count();
         format!(
-            "\n{}\n\n{holding} of {} proofs hold, in {:.1} s",
-            measured.trim_fmt(),
+            "\n{}\n{holding} of {} proofs hold, in {:.1} s\n",
+            table(&["MEASURED", "VALUE"], rows),
             self.proofs.len(),
             self.seconds
         )
@@ -168,24 +184,26 @@ mod tests {
     use super::*;
 
     fn report(last: anyhow::Result<Finding>) -> Report {
-        let mut report = Report::new(false);
+        let mut report = Report::new(Output {
+            format: Format::Json,
+            quiet: true,
+        });
         let silent = Progress::silent();
         let fast = Finding::new("12.3 Gbit/s").with("gbitPerSecond", 12.3);
         report.add("speed".into(), "iperf3".into(), Ok(fast), &silent);
         report.add("last".into(), "the last".into(), last, &silent);
-        report.ok = report.all_hold();
         report
     }
 
-    /// One failed proof fails the whole, and its error is its value.
+    /// One failed proof fails the whole, and its error is its value; no proof proves nothing.
     #[test]
     fn one_failed_proof_fails_the_whole() {
         assert!(report(Ok(Finding::new("fine"))).all_hold());
         let failed = report(Err(anyhow::anyhow!("inner").context("outer")));
         assert!(!failed.all_hold());
-        assert!(failed.summary().contains("1 of 2 proofs hold"));
-        assert!(failed.proofs[1].line().contains("✗"));
-        assert!(!Report::new(true).all_hold(), "no proof proves nothing");
+        assert!(failed.content.show(false).contains("1 of 2 proofs hold"));
+        assert!(failed.content.proofs[1].line().contains("✗"));
+        assert!(!Report::new(failed.output).all_hold());
     }
 
     /// The JSON document has a stable shape, with numbers for programs.
@@ -193,8 +211,6 @@ mod tests {
     fn the_document_has_a_stable_shape() {
         let failed = report(Err(anyhow::anyhow!("inner").context("outer")));
         let expected = json!({
-            "apiVersion": "fabric/v1",
-            "kind": "LabDemo",
             "ok": false,
             "seconds": 0.0,
             "proofs": [
@@ -203,6 +219,6 @@ mod tests {
                 {"id": "last", "title": "the last", "ok": false, "value": "outer: inner"},
             ],
         });
-        assert_eq!(serde_json::to_value(failed).unwrap(), expected);
+        assert_eq!(serde_json::to_value(failed.content).unwrap(), expected);
     }
 }

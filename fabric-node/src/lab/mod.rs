@@ -225,7 +225,7 @@ impl Lab {
             progress.step(&format!("attaching {} to {}", pod.name, pod.worker));
             let worker = self.state.worker(&pod.worker)?;
             let addresses = plugin::add(&self.state, worker, pod)
-                .with_context(|| ready::log_tail(&worker.log_file()))?;
+                .map_err(|e| anyhow::anyhow!("{e:#}; {}", ready::log_tail(&worker.log_file())))?;
             if let Some(pod) = self.state.pods.get_mut(index) {
                 pod.addresses = addresses;
             }

@@ -2,8 +2,8 @@
 //! the first, `pod-b-1` on the second. Each proof measures real traffic and can fail; the demo
 //! succeeds only if all hold.
 //!
-//! [`reach`] pings, [`sender`] looks for address translation, [`throughput`] runs iperf3,
-//! [`encryption`] reads the underlay, [`conservation`] counts packets; [`report`] prints.
+//! `reach` pings, `sender` looks for address translation, `throughput` runs iperf3,
+//! `encryption` reads the underlay, `conservation` counts packets; `report` prints.
 
 mod conservation;
 mod encryption;

@@ -171,7 +171,7 @@ fn run(cli: Cli, called: &OsStr) -> Result<ExitCode, Failure> {
         Command::Drops(args) => daemon::drops(&cli.socket, output, args),
         Command::Doctor(args) => doctor::run(&cli.socket, output, &args),
         Command::Pki(command) => pki::run(command, output),
-        Command::Lab(args) => Ok(crate::lab::cli::run(args)?),
+        Command::Lab(args) => Ok(crate::lab::cli::run(args, output)?),
         Command::Completion { shell } => completion(shell, output, called),
     }
 }

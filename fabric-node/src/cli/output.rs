@@ -79,10 +79,13 @@ impl Output {
     /// Says what went wrong on stderr, quiet or not.
     pub fn error(self, failure: &Failure) {
         let red = style(AnsiColor::Red);
+        // A failure may quote the end of a log: its lines stay lines.
+        let text = failure.to_string();
+        let lines: Vec<String> = text.lines().map(printable).collect();
         let _ = writeln!(
             anstream::stderr(),
             "{red}error:{red:#} {}",
-            printable(&failure.to_string())
+            lines.join("\n")
         );
     }
 }

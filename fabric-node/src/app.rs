@@ -17,9 +17,15 @@ use tokio::sync::watch;
 
 use crate::{
     admin::{server as admin_server, view::NodeView},
-    cni,
+    cni::{attach::Attacher, server::CniServer},
     config::{self, NodeConfig, SourceConfig},
-    control::{desired::DesiredState, file, host, in_force::InForce, last_good::LastGood},
+    control::{
+        desired::DesiredState,
+        file::{self, FileWatch, SourceEvent},
+        host,
+        in_force::InForce,
+        last_good::LastGood,
+    },
     dataplane::Dataplane,
     pki::identity::NodeIdentity,
     sys::tun::TunOffloads,
@@ -32,6 +38,8 @@ use crate::{
 
 /// Threads of the control plane's runtime; the data plane has its own.
 const CONTROL_THREADS: usize = 2;
+/// How often attachments are compared with the namespaces that exist.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs a node until a signal ends it.
 ///
@@ -52,8 +60,9 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
 
 struct Node {
     in_force: Arc<InForce>,
-    cni: cni::server::CniServer,
-    _watch: file::Watch,
+    attacher: Arc<Attacher>,
+    /// Ends when it is dropped.
+    _watch: FileWatch,
 }
 
 impl Node {
@@ -67,15 +76,20 @@ impl Node {
         let wanted = wanted_offloads(config);
         let host_tun = Arc::new(host::open(wanted)?);
         tracing::info!(device = host::HOST_DEVICE, offloads = ?host_tun.offloads(), "host device open");
-        let in_force =
-            Arc::new(InForce::new(config.node.clone(), dataplane.clone(), host_tun.clone()));
-        in_force.set_desired(desired)?;
+        let in_force = Arc::new(InForce::new(
+            config.node.clone(),
+            dataplane.clone(),
+            host_tun.clone(),
+        ));
+        in_force.set_desired(desired.clone())?;
         dataplane.open_port(PortId::HOST, host_tun)?;
-        let cni = cni::server::CniServer::start(config, in_force.clone(), wanted)?;
-        let watch = follow(path, in_force.clone(), last_good)?;
+        let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), wanted)?);
+        let restored = attacher.restore();
+        tracing::info!(?restored, "pods taken over");
+        let watch = follow(path, desired, in_force.clone(), last_good)?;
         Ok(Self {
             in_force,
-            cni,
+            attacher,
             _watch: watch,
         })
     }
@@ -85,38 +99,78 @@ impl Node {
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
         let view = Arc::new(NodeView::new(self.in_force.clone()));
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
-        let cni = self.cni.serve(until(stopped));
+        let cni = serve_cni(CniServer::bind(&config.cni.socket)?, self.attacher, stopped);
         tracing::info!(node = %config.node, admin = %config.admin.socket.display(), cni = %config.cni.socket.display(), "ready");
         let signals = async {
             let result = signal().await;
             let _ = stop.send(true);
             result
         };
-        let (admin, cni, signal) = tokio::join!(admin, cni, signals);
+        let (admin, (), signal) = tokio::join!(admin, cni, signals);
         tracing::info!(signal = signal?, "stopping");
         self.in_force.dataplane().shut_down();
         if self.in_force.attached().is_empty() {
-            tokio::task::spawn_blocking(host::remove).await?.context("removing fabric0")?;
+            tokio::task::spawn_blocking(host::remove)
+                .await?
+                .context("removing fabric0")?;
         } else {
-            tracing::info!("pods keep their devices and fabric0 its routes; the next start takes them over");
+            tracing::info!(
+                "pods keep their devices and fabric0 its routes; the next start takes them over"
+            );
         }
-        admin.context("the admin socket")?;
-        cni.context("the CNI socket")
+        admin.context("the admin socket")
+    }
+}
+
+/// Answers the plugin, and frees from time to time what lost its namespace, until told to stop.
+async fn serve_cni(server: CniServer, attacher: Arc<Attacher>, stopped: watch::Receiver<bool>) {
+    let sweeps = async {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.tick().await;
+        loop {
+            interval.tick().await;
+            let attacher = attacher.clone();
+            match tokio::task::spawn_blocking(move || attacher.sweep()).await {
+                Ok(report) => tracing::debug!(?report, "swept"),
+                Err(error) => tracing::error!(%error, "sweeping attachments"),
+            }
+        }
+    };
+    tokio::select! {
+        () = server.serve(attacher.clone()) => {}
+        () = sweeps => {}
+        () = until(stopped) => {}
     }
 }
 
 /// Applies every change of the source, and keeps the last good state.
-fn follow(path: &Path, in_force: Arc<InForce>, last_good: LastGood) -> anyhow::Result<file::Watch> {
-    let watch = file::watch(path, move |desired: DesiredState| {
+fn follow(
+    path: &Path,
+    first: DesiredState,
+    in_force: Arc<InForce>,
+    last_good: LastGood,
+) -> anyhow::Result<FileWatch> {
+    let watch = file::watch(path, first, move |event| {
+        // Failures and recoveries are logged where they are found; what is in force stays.
+        let SourceEvent::Changed(desired) = event else {
+            return;
+        };
         match in_force.set_desired(desired.clone()) {
             Ok(()) => {
-                tracing::info!(nodes = desired.nodes.len(), generation = in_force.generation().0, "new state in force");
+                tracing::info!(
+                    nodes = desired.nodes.len(),
+                    generation = in_force.generation().0,
+                    "new state in force"
+                );
                 if let Err(error) = last_good.save(&desired, SystemTime::now()) {
                     tracing::error!(%error, "the state in force will not survive a restart");
                 }
             }
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "the new state is refused; the last good one stays in force");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the new state is refused; the last good one stays in force"
+                );
             }
         }
     })?;
@@ -145,9 +199,9 @@ fn start_dataplane(
                 config::Congestion::Cubic => Congestion::Cubic,
                 config::Congestion::Bbr => Congestion::Bbr,
             },
-            idle_timeout: Duration::from_millis(config.tunnel.idle_timeout_ms),
-            keep_alive: Duration::from_millis(config.tunnel.keep_alive_ms),
-            reconnect_max: Duration::from_millis(config.tunnel.reconnect_max_ms),
+            idle_timeout: config.tunnel.idle_timeout(),
+            keep_alive: config.tunnel.keep_alive(),
+            reconnect_max: config.tunnel.reconnect_max(),
         },
         secrets: Secrets::load_or_create(&config.state_dir)?,
     };
@@ -158,9 +212,6 @@ fn start_dataplane(
 fn load_identity(config: &NodeConfig) -> anyhow::Result<Arc<NodeIdentity>> {
     let files = &config.identity;
     let identity = NodeIdentity::load(&files.ca, &files.certificate, &files.key)?;
-    for warning in identity.warnings() {
-        tracing::warn!("{warning}");
-    }
     anyhow::ensure!(
         *identity.node_id() == config.node,
         "the certificate {} is for node {}, but this node is {}: issue one with `fabric pki issue {}`",

@@ -19,7 +19,12 @@ enum Command {
     /// Run the node until SIGTERM or SIGINT.
     Run {
         /// Configuration file.
-        #[arg(long, value_name = "FILE", default_value = "/etc/fabric/node.toml", env = "FABRIC_CONFIG")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/fabric/node.toml",
+            env = "FABRIC_CONFIG"
+        )]
         config: PathBuf,
         /// Log lines as text or as JSON, one object a line.
         #[arg(long, default_value = "text", env = "FABRIC_LOG_FORMAT")]
@@ -28,7 +33,12 @@ enum Command {
     /// Read the configuration, say what is wrong with it, and do nothing else.
     CheckConfig {
         /// Configuration file.
-        #[arg(long, value_name = "FILE", default_value = "/etc/fabric/node.toml", env = "FABRIC_CONFIG")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/fabric/node.toml",
+            env = "FABRIC_CONFIG"
+        )]
         config: PathBuf,
     },
 }
@@ -45,9 +55,11 @@ fn main() -> ExitCode {
             start_log(log_format);
             config::load(&config).map_err(Into::into).and_then(app::run)
         }
-        Command::CheckConfig { config } => config::load(&config).map_err(Into::into).map(|loaded| {
-            anstream::println!("{}: node {} is configured", config.display(), loaded.node);
-        }),
+        Command::CheckConfig { config } => {
+            config::load(&config).map_err(Into::into).map(|loaded| {
+                anstream::println!("{}: node {} is configured", config.display(), loaded.node);
+            })
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,7 +73,9 @@ fn main() -> ExitCode {
 /// Logs go to stderr; `FABRIC_LOG` takes the usual filter syntax, `info` by default.
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("FABRIC_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

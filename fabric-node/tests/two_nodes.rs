@@ -36,7 +36,10 @@ use fabric_node::{
 };
 
 const UNDERLAY: [&str; 2] = ["10.90.0.1", "10.90.0.2"];
-const PODS: [[&str; 2]; 2] = [["10.244.1.2", "fd44:0:0:1::2"], ["10.244.2.2", "fd44:0:0:2::2"]];
+const PODS: [[&str; 2]; 2] = [
+    ["10.244.1.2", "fd44:0:0:1::2"],
+    ["10.244.2.2", "fd44:0:0:2::2"],
+];
 
 struct Node {
     pod: Netns,
@@ -57,7 +60,16 @@ impl TwoNodes {
         let nodes = hosts
             .into_iter()
             .enumerate()
-            .map(|(index, host)| node(index, host, &authority, offloads, workers[index], &shared[index]))
+            .map(|(index, host)| {
+                node(
+                    index,
+                    host,
+                    &authority,
+                    offloads,
+                    workers[index],
+                    &shared[index],
+                )
+            })
             .collect();
         let both = Self { nodes };
         both.wait_connected();
@@ -68,17 +80,27 @@ impl TwoNodes {
         let deadline = Instant::now() + Duration::from_secs(10);
         let connected = |node: &Node| {
             node.dataplane.reports().iter().all(|report| {
-                report.peers.iter().any(|peer| peer.state == PeerState::Connected)
+                report
+                    .peers
+                    .iter()
+                    .any(|peer| peer.state == PeerState::Connected)
             })
         };
         while !self.nodes.iter().all(connected) {
-            assert!(Instant::now() < deadline, "not connected: {:?}", self.reports());
+            assert!(
+                Instant::now() < deadline,
+                "not connected: {:?}",
+                self.reports()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     fn reports(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| format!("{:?}", node.dataplane.reports())).collect()
+        self.nodes
+            .iter()
+            .map(|node| format!("{:?}", node.dataplane.reports()))
+            .collect()
     }
 
     /// Waits until nothing is under way, then checks the accounts.
@@ -111,10 +133,22 @@ fn join(hosts: &[Netns; 2]) {
     for (index, host) in hosts.iter().enumerate() {
         host.run(|| {
             let netlink = Netlink::connect().unwrap();
-            let link = netlink.link(&format!("under{index}")).unwrap().unwrap().index;
+            let link = netlink
+                .link(&format!("under{index}"))
+                .unwrap()
+                .unwrap()
+                .index;
             let address = format!("{}/24", UNDERLAY[index]).parse().unwrap();
             netlink.add_address(link, address).unwrap();
-            netlink.configure_link(link, LinkSettings { up: Some(true), ..Default::default() }).unwrap();
+            netlink
+                .configure_link(
+                    link,
+                    LinkSettings {
+                        up: Some(true),
+                        ..Default::default()
+                    },
+                )
+                .unwrap();
         })
         .unwrap();
     }
@@ -152,7 +186,9 @@ fn node(
         secrets: Secrets::random().unwrap(),
     };
     let underlay = [SocketAddr::new(UNDERLAY[index].parse().unwrap(), 7946)];
-    let dataplane = host.run(|| Dataplane::start(&context, &underlay).unwrap()).unwrap();
+    let dataplane = host
+        .run(|| Dataplane::start(&context, &underlay).unwrap())
+        .unwrap();
     let (pod, tun) = pod(index, offloads);
     let tun = Arc::new(tun);
     let other = 1 - index;
@@ -168,7 +204,10 @@ fn node(
         gateway_v6: Some(format!("fd44:0:0:{}::1", index + 1).parse().unwrap()),
         local_ranges: range(index),
         host_addresses: Vec::new(),
-        pods: vec![(PortId(1), PODS[index].map(|ip| ip.parse().unwrap()).to_vec())],
+        pods: vec![(
+            PortId(1),
+            PODS[index].map(|ip| ip.parse().unwrap()).to_vec(),
+        )],
         peers: vec![(PeerId(1), range(other))],
     }
     .build()
@@ -180,10 +219,21 @@ fn node(
         node: names[other].clone(),
         underlay: vec![SocketAddr::new(UNDERLAY[other].parse().unwrap(), 7946)],
     };
-    let peers = vec![Peer { target, shared: shared.clone() }];
-    dataplane.publish(Published { snapshot, ports, peers });
+    let peers = vec![Peer {
+        target,
+        shared: shared.clone(),
+    }];
+    dataplane.publish(Published {
+        snapshot,
+        ports,
+        peers,
+    });
     dataplane.open_port(PortId(1), tun).unwrap();
-    Node { pod, dataplane, _host: host }
+    Node {
+        pod,
+        dataplane,
+        _host: host,
+    }
 }
 
 fn pod(index: usize, offloads: TunOffloads) -> (Netns, Tun) {
@@ -208,7 +258,13 @@ fn pod(index: usize, offloads: TunOffloads) -> (Netns, Tun) {
             }
             for destination in ["0.0.0.0/0", "::/0"] {
                 let destination = destination.parse().unwrap();
-                let route = RouteSpec { destination, index: link, source: None, gateway: None, mtu: None };
+                let route = RouteSpec {
+                    destination,
+                    index: link,
+                    source: None,
+                    gateway: None,
+                    mtu: None,
+                };
                 netlink.replace_route(&route).unwrap();
             }
             tun
@@ -234,7 +290,10 @@ fn pattern(size: usize) -> Vec<u8> {
 }
 
 fn tcp_echo(both: &TwoNodes, server: IpAddr, client: IpAddr, size: usize) {
-    let listener = both.nodes[1].pod.run(|| TcpListener::bind((server, 0)).unwrap()).unwrap();
+    let listener = both.nodes[1]
+        .pod
+        .run(|| TcpListener::bind((server, 0)).unwrap())
+        .unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -260,16 +319,25 @@ fn tcp_echo(both: &TwoNodes, server: IpAddr, client: IpAddr, size: usize) {
 
 fn udp_echo(both: &TwoNodes, server: IpAddr, client: IpAddr, size: usize) {
     let bind = |node: usize, ip: IpAddr| {
-        let socket = both.nodes[node].pod.run(|| UdpSocket::bind((ip, 0)).unwrap()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let socket = both.nodes[node]
+            .pod
+            .run(|| UdpSocket::bind((ip, 0)).unwrap())
+            .unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         socket
     };
     let listener = bind(1, server);
     let sender = bind(0, client);
     let sent = pattern(size);
-    sender.send_to(&sent, listener.local_addr().unwrap()).unwrap();
+    sender
+        .send_to(&sent, listener.local_addr().unwrap())
+        .unwrap();
     let mut buffer = vec![0; 65_536];
-    let (len, from) = listener.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{size} to {server}: {e}; {:?}", both.reports()));
+    let (len, from) = listener
+        .recv_from(&mut buffer)
+        .unwrap_or_else(|e| panic!("{size} to {server}: {e}; {:?}", both.reports()));
     assert_eq!(from.ip(), client);
     listener.send_to(&buffer[..len], from).unwrap();
     let (len, from) = sender.recv_from(&mut buffer).unwrap();
@@ -313,18 +381,29 @@ fn spoofed_sources_are_dropped_and_counted() {
         .run(|| {
             let netlink = Netlink::connect().unwrap();
             let link = netlink.link("eth0").unwrap().unwrap().index;
-            netlink.add_address(link, "10.244.1.77/32".parse().unwrap()).unwrap();
+            netlink
+                .add_address(link, "10.244.1.77/32".parse().unwrap())
+                .unwrap();
             UdpSocket::bind("10.244.1.77:0").unwrap()
         })
         .unwrap();
-    let dropped = || both.nodes[0].dataplane.counters().dropped(DropReason::SourceNotAllowed);
+    let dropped = || {
+        both.nodes[0]
+            .dataplane
+            .counters()
+            .dropped(DropReason::SourceNotAllowed)
+    };
     let before = dropped();
     for _ in 0..100 {
         spoofer.send_to(b"spoofed", "10.244.2.2:9").unwrap();
     }
     let deadline = Instant::now() + Duration::from_secs(5);
     while dropped() < before + 100 {
-        assert!(Instant::now() < deadline, "only {} of 100 counted", dropped() - before);
+        assert!(
+            Instant::now() < deadline,
+            "only {} of 100 counted",
+            dropped() - before
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     both.assert_conserved();

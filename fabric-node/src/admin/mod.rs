@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod server;
+pub mod view;
 
 use fabric_proto::admin::{DropList, PeerList, PodList, RouteList, Status};
 

@@ -12,8 +12,9 @@ use fabric_proto::admin::{
     RouteList, Status,
 };
 
-use super::View;
+use super::{STATE_DEGRADED, STATE_READY, View};
 use crate::{
+    cni::clock::Moment,
     control::in_force::{Attached, InForce},
     sys::tun::TunOffloads,
     tunnel::report::{PeerReport, PeerState},
@@ -34,7 +35,13 @@ impl NodeView {
     /// One report per peer: the workers' views taken together, connected if any worker is.
     fn peer_reports(&self) -> Vec<PeerReport> {
         let mut merged: Vec<PeerReport> = Vec::new();
-        for report in self.in_force.dataplane().reports().into_iter().flat_map(|r| r.peers) {
+        for report in self
+            .in_force
+            .dataplane()
+            .reports()
+            .into_iter()
+            .flat_map(|r| r.peers)
+        {
             let Some(known) = merged.iter_mut().find(|known| known.id == report.id) else {
                 merged.push(report);
                 continue;
@@ -58,13 +65,21 @@ impl View for NodeView {
         let in_force = &self.in_force;
         let reasons = in_force.problems();
         let peers = self.peer_reports();
-        let connected = peers.iter().filter(|peer| peer.state == PeerState::Connected).count();
+        let connected = peers
+            .iter()
+            .filter(|peer| peer.state == PeerState::Connected)
+            .count();
         Status {
             node: in_force.local().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: in_force.started().elapsed().as_secs(),
-            state: if reasons.is_empty() { "Ready" } else { "Degraded" }.to_owned(),
+            state: if reasons.is_empty() {
+                STATE_READY
+            } else {
+                STATE_DEGRADED
+            }
+            .to_owned(),
             reasons,
             generation: in_force.generation().0,
             workers: count(in_force.dataplane().workers()),
@@ -73,7 +88,11 @@ impl View for NodeView {
             pods: count(in_force.attached().len()),
             host_device: Device {
                 name: in_force.host_tun().name().to_owned(),
-                addresses: in_force.gateways().iter().map(ToString::to_string).collect(),
+                addresses: in_force
+                    .gateways()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 offloads: offload_names(in_force.host_tun().offloads()),
             },
             packets: account(&in_force.dataplane().counters()),
@@ -88,8 +107,14 @@ impl View for NodeView {
             .into_iter()
             .map(|report| {
                 let spec = desired.nodes.get(&report.node);
-                let ranges = spec.map(|spec| spec.pod_cidrs.as_slice()).unwrap_or_default();
-                peer(&report, ranges.iter().map(ToString::to_string).collect(), now)
+                let ranges = spec
+                    .map(|spec| spec.pod_cidrs.as_slice())
+                    .unwrap_or_default();
+                peer(
+                    &report,
+                    ranges.iter().map(ToString::to_string).collect(),
+                    now,
+                )
             })
             .collect();
         PeerList { items }
@@ -105,7 +130,10 @@ impl View for NodeView {
             .collect();
         let attached = self.in_force.attached();
         PodList {
-            items: attached.iter().map(|pod| pod_of(pod, gone.contains(&pod.port))).collect(),
+            items: attached
+                .iter()
+                .map(|pod| pod_of(pod, gone.contains(&pod.port)))
+                .collect(),
         }
     }
 
@@ -144,14 +172,20 @@ impl View for NodeView {
 
 fn peer(report: &PeerReport, pod_cidrs: Vec<String>, now: Instant) -> Peer {
     let first = report.links.first();
-    let address = first.map(|link| link.remote).or_else(|| report.configured.first().copied());
+    let address = first
+        .map(|link| link.remote)
+        .or_else(|| report.configured.first().copied());
     Peer {
         name: report.node.to_string(),
         state: report.state.as_str().to_owned(),
-        address: address.map(|address| address.to_string()).unwrap_or_default(),
+        address: address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
         pod_cidrs,
         connections: count(report.links.len()),
-        rtt_us: first.map_or(0, |link| link.path.rtt.as_micros().try_into().unwrap_or(u64::MAX)),
+        rtt_us: first.map_or(0, |link| {
+            link.path.rtt.as_micros().try_into().unwrap_or(u64::MAX)
+        }),
         path_mtu: first.map_or(0, |link| link.path.mtu.into()),
         lost_packets: report.links.iter().map(|link| link.path.lost_packets).sum(),
         since_seconds: now.saturating_duration_since(report.since).as_secs(),
@@ -167,10 +201,16 @@ fn pod_of(attached: &Attached, gone: bool) -> Pod {
         container_id: attachment.key.container_id.clone(),
         ifname: attachment.key.ifname.clone(),
         netns: attachment.netns.display().to_string(),
-        addresses: attachment.addresses.iter().map(ToString::to_string).collect(),
+        addresses: attachment
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         state: if gone { "Detached" } else { "Ready" }.to_owned(),
         offloads: offload_names(attached.tun.offloads()),
-        age_seconds: attached.age_seconds(),
+        age_seconds: Moment::now()
+            .map(|now| now.seconds_since(&attachment.attached_at))
+            .unwrap_or_default(),
     }
 }
 

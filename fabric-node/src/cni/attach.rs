@@ -42,7 +42,10 @@ use super::{
     links::{InterfacePlan, KernelLinks, LinkError, Links},
     store::{Record, State, Store, StoreError},
 };
-use crate::sys::{netns::NetnsId, tun::Tun};
+use crate::sys::{
+    netns::NetnsId,
+    tun::{Tun, TunOffloads},
+};
 pub use add::AddRequest;
 #[cfg(test)]
 use add::Step;
@@ -66,6 +69,18 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// When ADD began.
     pub attached_at: Moment,
+}
+
+impl Attachment {
+    /// `namespace/name` of the pod where the runtime told, else the container's id.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        match (&self.pod.namespace, &self.pod.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            (None, Some(name)) => name.clone(),
+            (_, None) => self.key.container_id.clone(),
+        }
+    }
 }
 
 /// What attaching needs of the rest of the daemon.
@@ -133,8 +148,17 @@ impl Attacher<KernelLinks> {
     /// # Errors
     ///
     /// [`AttachError::Store`] or [`AttachError::Clock`].
-    pub fn open(state_dir: &Path, fabric: Arc<dyn Fabric>) -> Result<Self, AttachError> {
-        Self::with(KernelLinks, state_dir, fabric, Box::new(Moment::now))
+    pub fn open(
+        state_dir: &Path,
+        fabric: Arc<dyn Fabric>,
+        offloads: TunOffloads,
+    ) -> Result<Self, AttachError> {
+        Self::with(
+            KernelLinks { offloads },
+            state_dir,
+            fabric,
+            Box::new(Moment::now),
+        )
     }
 }
 

@@ -126,7 +126,10 @@ pub trait Links: Send + Sync + 'static {
 
 /// The kernel.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct KernelLinks;
+pub struct KernelLinks {
+    /// Offloads asked of every device.
+    pub offloads: TunOffloads,
+}
 
 impl Links for KernelLinks {
     type Device = Tun;
@@ -147,7 +150,7 @@ impl Links for KernelLinks {
 
     fn create(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<Tun, LinkError> {
         namespace.run(|| {
-            let tun = Tun::create(&plan.ifname, TunOffloads::ALL)?;
+            let tun = Tun::create(&plan.ifname, self.offloads)?;
             configure(plan)?;
             // Last, so that every failure above takes the device with it.
             tun.set_persistent(true)
@@ -158,7 +161,7 @@ impl Links for KernelLinks {
 
     fn reopen(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<Tun, LinkError> {
         namespace.run(|| {
-            let tun = Tun::open(&plan.ifname, TunOffloads::ALL)?;
+            let tun = Tun::open(&plan.ifname, self.offloads)?;
             configure(plan)?;
             tun.set_persistent(true)
                 .map_err(failed("make the device outlive the daemon"))?;

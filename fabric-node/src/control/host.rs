@@ -59,12 +59,18 @@ pub fn configure(gateways: &[IpAddr], ranges: &[IpNet]) -> anyhow::Result<()> {
     configure_addresses(&netlink, index, gateways)?;
     let wanted: BTreeSet<IpNet> = ranges.iter().map(IpNet::trunc).collect();
     for range in &wanted {
-        let source = gateways.iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4());
+        let source = gateways
+            .iter()
+            .find(|ip| ip.is_ipv4() == range.addr().is_ipv4());
         let route = route_to(index, *range, source.copied());
-        netlink.replace_route(&route).with_context(|| format!("the route to {range}"))?;
+        netlink
+            .replace_route(&route)
+            .with_context(|| format!("the route to {range}"))?;
     }
     for route in netlink.routes(index)? {
-        let is_own_address = gateways.iter().any(|ip| IpNet::from(*ip) == route.destination);
+        let is_own_address = gateways
+            .iter()
+            .any(|ip| IpNet::from(*ip) == route.destination);
         if !wanted.contains(&route.destination) && !is_own_address && is_unicast(&route) {
             netlink
                 .delete_route(&route)
@@ -74,11 +80,7 @@ pub fn configure(gateways: &[IpAddr], ranges: &[IpNet]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn configure_addresses(
-    netlink: &Netlink,
-    index: u32,
-    gateways: &[IpAddr],
-) -> anyhow::Result<()> {
+fn configure_addresses(netlink: &Netlink, index: u32, gateways: &[IpAddr]) -> anyhow::Result<()> {
     let wanted: BTreeSet<IpNet> = gateways.iter().copied().map(IpNet::from).collect();
     let present: BTreeSet<IpNet> = netlink.addresses(index)?.into_iter().collect();
     for address in wanted.difference(&present) {
@@ -113,7 +115,9 @@ fn is_unicast(route: &RouteSpec) -> bool {
 
 fn index_of(netlink: &Netlink) -> anyhow::Result<u32> {
     let link = netlink.link(HOST_DEVICE)?;
-    Ok(link.with_context(|| format!("{HOST_DEVICE} vanished"))?.index)
+    Ok(link
+        .with_context(|| format!("{HOST_DEVICE} vanished"))?
+        .index)
 }
 
 /// Takes `fabric0` away, with its addresses and routes.

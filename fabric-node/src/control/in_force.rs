@@ -23,10 +23,10 @@ use ipnet::IpNet;
 use super::{
     desired::{DesiredState, NodeId, NodeSpec},
     host,
-    reconcile::{PeerIds, gateway_of, host_routes, snapshot_inputs},
+    reconcile::{PeerIds, allocation_range, gateway_of, host_routes, snapshot_inputs},
 };
 use crate::{
-    cni::attach::Attachment,
+    cni::attach::{Attachment, Fabric},
     dataplane::{Dataplane, published::Published},
     sys::tun::Tun,
     tunnel::membership::{Peer, PeerShared},
@@ -51,8 +51,6 @@ pub struct Attached {
     pub tun: Arc<Tun>,
     /// Who it is.
     pub attachment: Attachment,
-    /// When this daemon took it over.
-    pub since: Instant,
 }
 
 struct State {
@@ -99,7 +97,11 @@ impl InForce {
 
     fn try_set_desired(&self, state: &mut State, desired: DesiredState) -> anyhow::Result<()> {
         let ranges = host_routes(&desired, &self.local)?;
-        let gateways = desired.nodes.get(&self.local).map(gateways_of).unwrap_or_default();
+        let gateways = desired
+            .nodes
+            .get(&self.local)
+            .map(gateways_of)
+            .unwrap_or_default();
         let previous = std::mem::replace(&mut state.desired, desired);
         if let Err(error) = self.publish(state) {
             state.desired = previous;
@@ -118,15 +120,19 @@ impl InForce {
         let tun = Arc::new(tun);
         let mut state = self.lock();
         let port = PortId(state.next_port);
-        state.next_port = state.next_port.checked_add(1).context("no port number is left: restart fabric-node")?;
+        state.next_port = state
+            .next_port
+            .checked_add(1)
+            .context("no port number is left: restart fabric-node")?;
         let entry = Attached {
             port,
             tun: tun.clone(),
             attachment,
-            since: Instant::now(),
         };
         let before = self.attached.insert(key.clone(), entry);
-        let opened = self.publish(&mut state).and_then(|()| self.dataplane.open_port(port, tun));
+        let opened = self
+            .publish(&mut state)
+            .and_then(|()| self.dataplane.open_port(port, tun));
         if let Err(error) = opened {
             self.attached.remove(&key);
             if let Some(before) = before {
@@ -147,7 +153,9 @@ impl InForce {
     /// Withdraws a pod's routes and closes its device. Does nothing for one that is not there.
     pub fn detach(&self, key: &AttachmentKey) {
         let mut state = self.lock();
-        let Some((_, attached)) = self.attached.remove(key) else { return };
+        let Some((_, attached)) = self.attached.remove(key) else {
+            return;
+        };
         if let Err(error) = self.publish(&mut state) {
             tracing::error!(%error, "withdrawing a pod's routes");
         }
@@ -169,11 +177,16 @@ impl InForce {
             .map(|entry| (entry.port, entry.attachment.addresses.clone()))
             .collect();
         let generation = Generation(state.generation.0 + 1);
-        let (builder, targets) =
-            snapshot_inputs(&state.desired, &self.local, &pods, &mut state.peer_ids, generation)?;
-        let snapshot = builder.build().with_context(|| {
-            format!("the state of node {} cannot be put in force", self.local)
-        })?;
+        let (builder, targets) = snapshot_inputs(
+            &state.desired,
+            &self.local,
+            &pods,
+            &mut state.peer_ids,
+            generation,
+        )?;
+        let snapshot = builder
+            .build()
+            .with_context(|| format!("the state of node {} cannot be put in force", self.local))?;
         let peers = targets
             .into_iter()
             .map(|target| Peer {
@@ -181,8 +194,11 @@ impl InForce {
                 target,
             })
             .collect();
-        let mut ports: crate::dataplane::published::Ports =
-            self.attached.iter().map(|entry| (entry.port, entry.tun.clone())).collect();
+        let mut ports: crate::dataplane::published::Ports = self
+            .attached
+            .iter()
+            .map(|entry| (entry.port, entry.tun.clone()))
+            .collect();
         ports.insert(PortId::HOST, self.host_tun.clone());
         state.generation = generation;
         self.dataplane.publish(Published {
@@ -240,7 +256,10 @@ impl InForce {
     /// This node's gateway addresses.
     #[must_use]
     pub fn gateways(&self) -> Vec<IpAddr> {
-        self.local_spec().as_ref().map(gateways_of).unwrap_or_default()
+        self.local_spec()
+            .as_ref()
+            .map(gateways_of)
+            .unwrap_or_default()
     }
 
     /// Number of the snapshot in force.
@@ -272,8 +291,11 @@ impl InForce {
             .iter()
             .map(|peer| (peer.target.id, peer.target.node.to_string()))
             .collect();
-        let pod_names: HashMap<PortId, String> =
-            self.attached().iter().map(|a| (a.port, a.attachment.display_name())).collect();
+        let pod_names: HashMap<PortId, String> = self
+            .attached()
+            .iter()
+            .map(|a| (a.port, a.attachment.display_name()))
+            .collect();
         published
             .snapshot
             .routes()
@@ -295,11 +317,38 @@ impl InForce {
     }
 }
 
+impl Fabric for InForce {
+    fn attach(&self, attachment: Attachment, device: Tun) -> Result<PortId, String> {
+        Self::attach(self, attachment, device).map_err(|error| format!("{error:#}"))
+    }
+
+    fn detach(&self, key: &AttachmentKey) {
+        Self::detach(self, key);
+    }
+
+    fn pod_cidrs(&self) -> Vec<IpNet> {
+        let spec = self.local_spec();
+        let first = |ipv4| allocation_range(spec.as_ref()?, ipv4);
+        [true, false].into_iter().filter_map(first).collect()
+    }
+
+    fn gateways(&self) -> Vec<IpAddr> {
+        Self::gateways(self)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.problems() {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(problems.join("; ")),
+        }
+    }
+}
+
 /// The gateway of the first range of each family.
 fn gateways_of(spec: &NodeSpec) -> Vec<IpAddr> {
     [true, false]
         .into_iter()
-        .filter_map(|ipv4| super::reconcile::allocation_range(spec, ipv4))
+        .filter_map(|ipv4| allocation_range(spec, ipv4))
         .filter_map(|range| gateway_of(&range))
         .collect()
 }

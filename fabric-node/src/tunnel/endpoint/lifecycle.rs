@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 use super::{Endpoint, EndpointContext, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot, Stage};
 use crate::{
     control::desired::NodeId,
+    pki::identity::SERVER_NAME,
     tunnel::{
         link::PeerLink,
         quic::{QuicLink, close},
@@ -339,7 +340,7 @@ impl Endpoint {
         config.transport_config(transport_config(&self.context.settings, payload_max));
         let (handle, quic) = self
             .engine
-            .connect(now, config, address, node.as_str())
+            .connect(now, config, address, SERVER_NAME)
             .map_err(|e| e.to_string())?;
         self.insert(handle, QuicLink::new(quic), Some((peer, connection)), now);
         if let Some(dialled) = self

@@ -8,6 +8,10 @@ use crate::{
     sys::{netlink::Netlink, netns::Netns},
 };
 
+const KERNEL: KernelLinks = KernelLinks {
+    offloads: TunOffloads::ALL,
+};
+
 /// Namespaces named in a folder of their own.
 struct Pods {
     folder: tempfile::TempDir,
@@ -72,8 +76,8 @@ impl Fabric for Devices {
 }
 
 fn inspect(netns: &str) -> Option<InterfaceState> {
-    let (namespace, _) = KernelLinks.open(Path::new(netns)).unwrap();
-    KernelLinks.inspect(&namespace, "eth0").unwrap()
+    let (namespace, _) = KERNEL.open(Path::new(netns)).unwrap();
+    KERNEL.inspect(&namespace, "eth0").unwrap()
 }
 
 /// ADD makes the interface with addresses, MTU and default routes of both families and nothing
@@ -82,7 +86,8 @@ fn inspect(netns: &str) -> Option<InterfaceState> {
 fn add_check_del() {
     let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
     let netns = pods.make("pod");
-    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    let attacher =
+        Attacher::open(state.path(), Arc::<Devices>::default(), TunOffloads::ALL).unwrap();
     let attached = add_answered(&attacher, "c1", &netns);
     let expected = InterfaceState {
         up: true,
@@ -110,7 +115,8 @@ fn foreign_interface() {
     inside
         .run(|| Netlink::connect().unwrap().add_bridge("eth0").unwrap())
         .unwrap();
-    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    let attacher =
+        Attacher::open(state.path(), Arc::<Devices>::default(), TunOffloads::ALL).unwrap();
     let error = add(&attacher, "c1", &netns).unwrap_err();
     assert!(
         matches!(error, AttachError::InterfaceExists { .. }),
@@ -127,19 +133,22 @@ fn foreign_interface() {
 fn restart() {
     let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
     let [kept, lost, gone] = ["kept", "lost", "gone"].map(|name| pods.make(name));
-    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    let attacher =
+        Attacher::open(state.path(), Arc::<Devices>::default(), TunOffloads::ALL).unwrap();
     for (container, netns) in [("kept", &kept), ("lost", &lost), ("gone", &gone)] {
         add_answered(&attacher, container, netns);
     }
     let before = [inspect(&kept), inspect(&lost)];
     drop(attacher);
     assert!(inspect(&kept).is_some(), "the device is persistent");
-    let (namespace, _) = KernelLinks.open(Path::new(&lost)).unwrap();
-    KernelLinks.delete(&namespace, "eth0").unwrap();
+    let (namespace, _) = KERNEL.open(Path::new(&lost)).unwrap();
+    KERNEL.delete(&namespace, "eth0").unwrap();
     Netns::remove_named(&gone).unwrap();
 
     let devices = Arc::<Devices>::default();
-    let attacher = Arc::new(Attacher::open(state.path(), Arc::clone(&devices) as _).unwrap());
+    let attacher = Arc::new(
+        Attacher::open(state.path(), Arc::clone(&devices) as _, TunOffloads::ALL).unwrap(),
+    );
     let report = attacher.restore();
     assert_eq!((report.restored, report.released, report.failed), (2, 1, 0));
     assert_eq!([inspect(&kept), inspect(&lost)], before);
@@ -153,7 +162,8 @@ fn killed_at_any_step() {
     for at in Step::ALL {
         let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
         let netns = pods.make("pod");
-        let mut attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+        let mut attacher =
+            Attacher::open(state.path(), Arc::<Devices>::default(), TunOffloads::ALL).unwrap();
         attacher.on_step = Box::new(move |step| {
             if step == at {
                 std::panic::panic_any("killed");
@@ -165,7 +175,9 @@ fn killed_at_any_step() {
         assert!(killed.is_err());
         drop(attacher);
         let devices = Arc::<Devices>::default();
-        let attacher = Arc::new(Attacher::open(state.path(), Arc::clone(&devices) as _).unwrap());
+        let attacher = Arc::new(
+            Attacher::open(state.path(), Arc::clone(&devices) as _, TunOffloads::ALL).unwrap(),
+        );
         attacher.restore();
         let taken_up = at == Step::Attached;
         assert_eq!(inspect(&netns).is_some(), taken_up, "{at:?}");
@@ -182,7 +194,8 @@ fn namespaces_are_not_pinned() {
     let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
     let netns = pods.make("pod");
     let id = Netns::open(&netns).unwrap().identity();
-    let attacher = Attacher::open(state.path(), Arc::<Devices>::default()).unwrap();
+    let attacher =
+        Attacher::open(state.path(), Arc::<Devices>::default(), TunOffloads::ALL).unwrap();
     add_answered(&attacher, "c1", &netns);
     let name = format!("net:[{}]", id.ino);
     let held = std::fs::read_dir("/proc/self/fd")

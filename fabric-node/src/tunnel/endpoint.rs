@@ -8,7 +8,7 @@
 mod lifecycle;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
@@ -191,14 +191,16 @@ impl Endpoint {
         self.sockets.iter().any(UnderlaySocket::is_held)
     }
 
+    /// Whether each socket waits to be writable, in the order of [`Self::descriptors`].
+    pub fn held(&self) -> impl Iterator<Item = bool> {
+        self.sockets.iter().map(UnderlaySocket::is_held)
+    }
+
     /// Makes `peers` the complete set: new ones are dialled, missing ones cut off.
     pub fn set_peers(&mut self, peers: &[Peer], now: Instant) {
-        let gone: Vec<PeerId> = self
-            .peers
-            .keys()
-            .filter(|id| !peers.iter().any(|peer| peer.target.id == **id))
-            .copied()
-            .collect();
+        let wanted: BTreeSet<PeerId> = peers.iter().map(|peer| peer.target.id).collect();
+        let is_gone = |id: &&PeerId| !wanted.contains(id);
+        let gone: Vec<PeerId> = self.peers.keys().filter(is_gone).copied().collect();
         for id in gone {
             self.drop_peer(id, now);
         }

@@ -512,7 +512,11 @@ impl Endpoint {
 
     pub(super) fn send_responses(&mut self) {
         for (transmit, contents) in std::mem::take(&mut self.responses) {
-            if let Some(socket) = pick(&mut self.sockets, transmit.destination) {
+            // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
+            // again and does not take its place.
+            if let Some(socket) = pick(&mut self.sockets, transmit.destination)
+                && !socket.is_held()
+            {
                 socket.send(transmit, &contents);
             }
         }

@@ -31,7 +31,7 @@ impl Endpoint {
     /// Runs a connection's events until there are none.
     pub(super) fn drive(&mut self, index: usize, now: Instant) {
         loop {
-            if !self.exchange_endpoint_events(index) {
+            if !self.exchange_endpoint_events(index, now) {
                 return;
             }
             let Some(slot) = self.slot(index) else { return };
@@ -43,7 +43,7 @@ impl Endpoint {
     }
 
     /// Passes events between a connection and the engine; false once the connection is gone.
-    fn exchange_endpoint_events(&mut self, index: usize) -> bool {
+    fn exchange_endpoint_events(&mut self, index: usize, now: Instant) -> bool {
         let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
             return false;
         };
@@ -53,7 +53,7 @@ impl Endpoint {
                 slot.link.connection().handle_event(event);
             }
             if drained {
-                self.forget(index);
+                self.forget(index, now);
                 return false;
             }
         }
@@ -271,7 +271,18 @@ impl Endpoint {
         }
     }
 
-    fn forget(&mut self, index: usize) {
+    /// Gives up the place of a connection that the engine has finished with.
+    ///
+    /// A connection that timed out or was reset is finished at once, before it was asked for its
+    /// last words: its queue and its dialler must hear of the end all the same.
+    fn forget(&mut self, index: usize, now: Instant) {
+        while let Some(slot) = self.slot(index).filter(|slot| slot.stage != Stage::Closing) {
+            match slot.link.connection().poll() {
+                Some(Event::ConnectionLost { reason }) => self.on_lost(index, &reason, now),
+                Some(_) => {}
+                None => self.detach(index, "the connection ended", now),
+            }
+        }
         if let Some(slot) = self.links.get_mut(index) {
             *slot = None;
         }
@@ -497,7 +508,7 @@ impl Endpoint {
                 break;
             }
         }
-        self.exchange_endpoint_events(index);
+        self.exchange_endpoint_events(index, now);
         false
     }
 

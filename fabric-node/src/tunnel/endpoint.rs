@@ -485,3 +485,6 @@ impl Endpoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,8 +46,12 @@ const SEND_BYTES_MAX: usize = 65_000;
 const RECEIVE_CALLS_MAX: usize = 4;
 /// Sends per turn and connection, so that receiving gets its turn. 32 x 64 KiB = 2 MiB.
 const SENDS_MAX: usize = 32;
-/// Handshakes in progress beyond which a new one must prove its address first (RFC 9000 8.1.2).
-const HANDSHAKES_MAX: usize = 64;
+/// Handshakes in progress from unproven addresses beyond which a new one must prove its address
+/// first (RFC 9000 8.1.2).
+const UNPROVEN_HANDSHAKES_MAX: usize = 64;
+/// Handshakes in progress from one proven address: as many as a node may have workers. More are
+/// ignored, so that whoever has an address of one node does not crowd out the others.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
 
 /// Who this endpoint is.
 #[derive(Clone)]
@@ -110,6 +114,8 @@ struct Slot {
     /// the hello to the other side.
     connection: Option<u32>,
     dialled: bool,
+    /// Whether the other side had proven its address when this connection began.
+    proven: bool,
     boot_id: Option<u64>,
     stage: Stage,
     since: Instant,
@@ -454,13 +460,21 @@ impl Endpoint {
             }
             return;
         }
-        let handshaking = self
+        let proven = incoming.remote_address_validated();
+        let accepting = self
             .links
             .iter()
             .flatten()
-            .filter(|slot| slot.stage == Stage::Handshaking);
-        if handshaking.count() >= HANDSHAKES_MAX
-            && !incoming.remote_address_validated()
+            .filter(|slot| slot.stage == Stage::Handshaking && !slot.dialled);
+        if proven {
+            let same =
+                accepting.filter(|slot| slot.proven && slot.link.remote().ip() == remote.ip());
+            if same.count() >= HANDSHAKES_PER_ADDRESS_MAX {
+                self.engine.ignore(incoming);
+                self.note_refusal(remote, "too many handshakes at once");
+                return;
+            }
+        } else if accepting.filter(|slot| !slot.proven).count() >= UNPROVEN_HANDSHAKES_MAX
             && incoming.may_retry()
         {
             self.scratch.clear();
@@ -475,7 +489,12 @@ impl Endpoint {
             .engine
             .accept(incoming, now, &mut self.scratch, Some(config))
         {
-            Ok((handle, connection)) => self.insert(handle, QuicLink::new(connection), None, now),
+            Ok((handle, connection)) => {
+                self.insert(handle, QuicLink::new(connection), None, now);
+                if let Some(slot) = self.slot(handle.0) {
+                    slot.proven = proven;
+                }
+            }
             Err(refused) => {
                 self.note_refusal(remote, &refused.cause.to_string());
                 if let Some(transmit) = refused.response {

@@ -11,6 +11,7 @@
     reason = "each test file uses its part, and a harness that fails fails its test"
 )]
 
+pub mod hostile;
 pub mod traffic;
 
 use std::{

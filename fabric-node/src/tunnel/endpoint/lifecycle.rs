@@ -21,7 +21,8 @@ use crate::{
     pki::identity::SERVER_NAME,
     tunnel::{
         link::PeerLink,
-        quic::{QuicLink, close},
+        quic::{QuicLink, SecondControlStream, close},
+        report::printable,
         socket::Sent,
         transport::transport_config,
     },
@@ -62,6 +63,10 @@ impl Endpoint {
 
     fn on_event(&mut self, index: usize, event: Event, now: Instant) {
         self.mark(index);
+        let is_closing = |slot: &mut Slot| slot.stage == Stage::Closing;
+        if self.slot(index).is_none_or(is_closing) {
+            return;
+        }
         match event {
             Event::HandshakeDataReady | Event::DatagramsUnblocked => {}
             Event::Connected => self.on_connected(index, now),
@@ -79,10 +84,14 @@ impl Endpoint {
                     slot.link.mark_readable(id);
                 }
             }
+            // No node stops a stream. One that did would have us open another each time, and each
+            // would go on in the middle of a record.
+            Event::Stream(StreamEvent::Stopped { .. }) => {
+                self.refuse(index, "it stopped a stream", "stopped stream", now);
+            }
             Event::Stream(
                 StreamEvent::Writable { .. }
                 | StreamEvent::Finished { .. }
-                | StreamEvent::Stopped { .. }
                 | StreamEvent::Available { .. },
             ) => {}
         }
@@ -129,21 +138,54 @@ impl Endpoint {
         } else {
             tracing::debug!(%node, %remote, "accepted");
             self.go_live(index, peer, now);
+            self.bound_accepted(peer, now);
+        }
+    }
+
+    /// A peer has no use for more connections than workers: the oldest makes way.
+    fn bound_accepted(&mut self, peer: PeerId, now: Instant) {
+        let Some(entry) = self.peers.get(&peer) else {
+            return;
+        };
+        let accepted = |index: &usize| {
+            let slot = self.links.get(*index).and_then(Option::as_deref);
+            slot.is_some_and(|slot| !slot.dialled)
+        };
+        let accepted: Vec<usize> = entry.live.iter().copied().filter(accepted).collect();
+        let excess = accepted
+            .len()
+            .saturating_sub(entry.accepted_max(self.context.workers));
+        for index in accepted.into_iter().take(excess) {
+            self.end(index, close::REPLACED, "too many connections", now);
         }
     }
 
     fn on_opened(&mut self, index: usize, dir: Dir, now: Instant) {
         let hello = self.hello(index);
         let Some(slot) = self.slot(index) else { return };
-        if slot.link.accept_streams(dir) {
-            slot.link.say_hello(&hello);
-            self.on_control(index, now);
+        match slot.link.accept_streams(dir) {
+            Ok(false) => {}
+            Ok(true) => {
+                slot.link.say_hello(&hello);
+                self.on_control(index, now);
+            }
+            Err(SecondControlStream) => {
+                let reason = "it opened a second control stream";
+                self.refuse(index, reason, "second control stream", now);
+            }
         }
+    }
+
+    /// Ends the connection of a peer that does not keep to the protocol.
+    fn refuse(&mut self, index: usize, reason: &str, told: &'static str, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        let remote = slot.link.remote();
+        self.note_refusal(remote, reason);
+        self.end(index, close::MALFORMED, told, now);
     }
 
     fn on_control(&mut self, index: usize, now: Instant) {
         let Some(slot) = self.slot(index) else { return };
-        let remote = slot.link.remote();
         let Some(peer) = slot.peer else { return };
         match slot.link.read_hello() {
             Ok(None) => {}
@@ -152,13 +194,9 @@ impl Endpoint {
             }
             Ok(Some(hello)) => {
                 let reason = format!("it speaks protocol version {}", hello.protocol_version);
-                self.note_refusal(remote, &reason);
-                self.end(index, close::MALFORMED, "protocol version", now);
+                self.refuse(index, &reason, "protocol version", now);
             }
-            Err(reason) => {
-                self.note_refusal(remote, &reason);
-                self.end(index, close::MALFORMED, "malformed hello", now);
-            }
+            Err(reason) => self.refuse(index, &reason, "malformed hello", now),
         }
     }
 
@@ -221,7 +259,7 @@ impl Endpoint {
         let Some(slot) = self.slot(index) else { return };
         let remote = slot.link.remote();
         let stage = slot.stage;
-        let text = reason.to_string();
+        let text = printable(&reason.to_string());
         self.detach(index, &text, now);
         if stage == Stage::Handshaking && !matches!(reason, ConnectionError::TimedOut) {
             self.note_refusal(remote, &text);
@@ -292,11 +330,9 @@ impl Endpoint {
     }
 
     pub(super) fn on_bad_record(&mut self, index: usize, error: RecordError, now: Instant) {
-        let Some(slot) = self.slot(index) else { return };
-        let remote = slot.link.remote();
         self.bad_records += 1;
-        self.note_refusal(remote, &format!("malformed record: {error}"));
-        self.end(index, close::MALFORMED, "malformed record", now);
+        let reason = format!("malformed record: {error}");
+        self.refuse(index, &reason, "malformed record", now);
     }
 
     // Dialling.
@@ -314,22 +350,26 @@ impl Endpoint {
                 context.settings.reconnect_max,
             );
             for (connection, dialled) in &entry.dialled {
-                if dialled.link.is_none()
-                    && dialled.dialer.due() <= now
-                    && let Some(address) = entry.address(*connection, &dialled.dialer)
-                {
+                if dialled.link.is_none() && dialled.dialer.due() <= now {
+                    let address = entry.address(*connection, &dialled.dialer);
                     due.push((*id, *connection, entry.node().clone(), address));
                 }
             }
         }
         for (peer, connection, node, address) in due {
-            let error = self.dial_one(peer, connection, &node, address, now).err();
+            let dialled = match address {
+                Some(address) => self.dial_one(peer, connection, &node, address, now),
+                None => Err(format!(
+                    "it has no address with a UDP port left for its worker of connection {connection}"
+                )),
+            };
+            let error = dialled.err();
             let spread = self.context.boot_id.rotate_left(connection % 64) ^ u64::from(peer.0);
             let Some(entry) = self.peers.get_mut(&peer) else {
                 continue;
             };
             if let (Some(error), Some(dialled)) = (error, entry.dialled.get_mut(&connection)) {
-                tracing::warn!(peer = %node, %address, %error, "cannot dial");
+                tracing::debug!(peer = %node, ?address, %error, "cannot dial");
                 entry.last_error = error;
                 dialled.dialer.failed(now, spread);
             }
@@ -381,6 +421,7 @@ impl Endpoint {
                 peer: dialled.map(|(peer, _)| peer),
                 connection: dialled.map(|(_, connection)| connection),
                 dialled: dialled.is_some(),
+                proven: dialled.is_some(),
                 boot_id: None,
                 stage: Stage::Handshaking,
                 since: now,
@@ -454,12 +495,13 @@ impl Endpoint {
     /// A connection that was not wanted, named in the log once a second and kept for the operator.
     pub(super) fn note_refusal(&mut self, remote: SocketAddr, reason: &str) {
         let now = Instant::now();
+        let reason = printable(reason);
         let entry = self
             .peers
             .values_mut()
             .find(|entry| entry.has_address(remote.ip()));
         let node = entry.map(|entry| {
-            entry.last_error = reason.to_owned();
+            entry.last_error.clone_from(&reason);
             entry.node().to_string()
         });
         if let Some(suppressed) = self.refusals.allow(now) {

@@ -132,10 +132,17 @@ impl PeerEntry {
         theirs.map_or(1, |theirs| theirs.max(workers))
     }
 
-    /// Where `connection` leads at its next attempt: the peer's worker that it belongs to.
-    pub(super) fn address(&self, connection: u32, attempt: &Dialer) -> Option<SocketAddr> {
-        let underlay = &self.peer.target.underlay;
-        let mut address = *underlay.get(attempt.address_index(underlay.len()))?;
+    /// Where `connection` leads at its next attempt: the peer's worker that it belongs to, at one of
+    /// the addresses that `reaches` names. An attempt at another would only wait for its end.
+    pub(super) fn address(
+        &self,
+        connection: u32,
+        attempt: &Dialer,
+        reaches: impl Fn(SocketAddr) -> bool,
+    ) -> Option<SocketAddr> {
+        let underlay = self.peer.target.underlay.iter().copied();
+        let usable: Vec<SocketAddr> = underlay.filter(|address| reaches(*address)).collect();
+        let mut address = *usable.get(attempt.address_index(usable.len()))?;
         let workers = self.peer.shared.workers().unwrap_or(1);
         let offset = u16::try_from(connection % workers).ok()?;
         address.set_port(address.port().checked_add(offset)?);
@@ -193,8 +200,8 @@ mod tests {
         let entry = entry(65_530, now);
         entry.peer.shared.learn_workers(u32::MAX);
         let dialer = Dialer::new(now, BACKOFF_MAX);
-        assert_eq!(entry.address(5, &dialer).unwrap().port(), 65_535);
-        assert_eq!(entry.address(6, &dialer), None);
-        assert_eq!(entry.address(u32::MAX, &dialer), None);
+        assert_eq!(entry.address(5, &dialer, |_| true).unwrap().port(), 65_535);
+        assert_eq!(entry.address(6, &dialer, |_| true), None);
+        assert_eq!(entry.address(u32::MAX, &dialer, |_| true), None);
     }
 }

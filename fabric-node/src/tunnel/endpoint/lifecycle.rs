@@ -23,7 +23,7 @@ use crate::{
         link::PeerLink,
         quic::{QuicLink, SecondControlStream, close},
         report::printable,
-        socket::Sent,
+        socket::{Sent, UnderlaySocket},
         transport::transport_config,
     },
 };
@@ -340,6 +340,8 @@ impl Endpoint {
     /// Begins every attempt that is due.
     pub fn dial(&mut self, now: Instant) {
         let context = &self.context;
+        let sockets = &self.sockets;
+        let reaches = |remote| sockets.iter().any(|socket| suits(socket, remote));
         let mut due = Vec::new();
         for (id, entry) in &mut self.peers {
             entry.plan(
@@ -351,7 +353,7 @@ impl Endpoint {
             );
             for (connection, dialled) in &entry.dialled {
                 if dialled.link.is_none() && dialled.dialer.due() <= now {
-                    let address = entry.address(*connection, &dialled.dialer);
+                    let address = entry.address(*connection, &dialled.dialer, reaches);
                     due.push((*id, *connection, entry.node().clone(), address));
                 }
             }
@@ -360,7 +362,7 @@ impl Endpoint {
             let dialled = match address {
                 Some(address) => self.dial_one(peer, connection, &node, address, now),
                 None => Err(format!(
-                    "it has no address with a UDP port left for its worker of connection {connection}"
+                    "it has no address of a family that this node has one of, with a UDP port left for its worker of connection {connection}"
                 )),
             };
             let error = dialled.err();
@@ -591,13 +593,12 @@ impl Endpoint {
 }
 
 /// The socket of the same address family.
-fn pick(
-    sockets: &mut [crate::tunnel::socket::UnderlaySocket],
-    remote: SocketAddr,
-) -> Option<&mut crate::tunnel::socket::UnderlaySocket> {
-    sockets
-        .iter_mut()
-        .find(|socket| socket.local().is_ipv4() == remote.is_ipv4())
+fn pick(sockets: &mut [UnderlaySocket], remote: SocketAddr) -> Option<&mut UnderlaySocket> {
+    sockets.iter_mut().find(|socket| suits(socket, remote))
+}
+
+fn suits(socket: &UnderlaySocket, remote: SocketAddr) -> bool {
+    socket.local().is_ipv4() == remote.is_ipv4()
 }
 
 /// Largest UDP payload of an IP packet of `mtu` bytes: less 20 or 40 bytes of IP and 8 of UDP.

@@ -239,6 +239,39 @@ fn ended_connections_leave_nothing_behind() {
     assert!(pair.a.links.len() <= 3, "{} places", pair.a.links.len());
 }
 
+/// An address of a family that this node does not have costs no attempt.
+#[test]
+fn addresses_of_an_absent_family_are_passed_over() {
+    let mut pair = Pair::new();
+    let absent = "[2001:db8::1]:7946".parse().unwrap();
+    let of_b = peer("b", &[absent, local(&pair.b)]);
+    let of_a = peer("a", &[local(&pair.a)]);
+    pair.a.set_peers(&[of_b], pair.now);
+    pair.b.set_peers(&[of_a], pair.now);
+    pair.run_until_connected(Duration::from_millis(500));
+}
+
+/// A peer that cannot be reached at all is tried from time to time, not without end.
+#[test]
+fn an_unreachable_peer_is_no_busy_loop() {
+    let mut pair = Pair::new();
+    let absent = "[2001:db8::1]:7946".parse().unwrap();
+    pair.a.set_peers(&[peer("b", &[absent])], pair.now);
+    for _ in 0..20 {
+        turn(&mut pair.a, pair.now);
+        assert!(!pair.a.has_more());
+        let due = pair.a.next_timeout().unwrap();
+        assert!(due > pair.now, "due at once again");
+        pair.now = due;
+    }
+    let report = &pair.a.reports()[0];
+    assert!(
+        report.last_error.contains("family"),
+        "{}",
+        report.last_error
+    );
+}
+
 /// A connected pair without traffic asks for no turn between its signs of life.
 #[test]
 fn an_idle_pair_sleeps() {

@@ -103,12 +103,16 @@ pub struct Endpoint {
     changed: bool,
     strangers: Throttle,
     refusals: Throttle,
-    responses: Vec<(Transmit, Vec<u8>)>,
+    /// Answers that belong to no connection, and the socket each leaves by.
+    responses: Vec<(usize, Transmit, Vec<u8>)>,
 }
 
 struct Slot {
     link: QuicLink,
     handle: ConnectionHandle,
+    /// The socket it came in by or is dialled from. Another would give it another address or port,
+    /// and the other side drops what comes from there.
+    socket: usize,
     peer: Option<PeerId>,
     /// Number of the connection between the two nodes; known from the start to the dialler, from
     /// the hello to the other side.
@@ -226,10 +230,10 @@ impl Endpoint {
     pub fn receive(&mut self, now: Instant) {
         let mut sockets = std::mem::take(&mut self.sockets);
         let mut pool = std::mem::take(&mut self.pool);
-        for socket in &mut sockets {
+        for (index, socket) in sockets.iter_mut().enumerate() {
             for _ in 0..RECEIVE_CALLS_MAX {
                 let received = socket.receive(&mut pool, |meta, data| {
-                    self.on_message(meta, data, now);
+                    self.on_message(index, meta, data, now);
                 });
                 match received {
                     Ok(_) => {}
@@ -420,7 +424,7 @@ impl Endpoint {
 
     // Datagrams in.
 
-    fn on_message(&mut self, meta: &RecvMeta, mut data: BytesMut, now: Instant) {
+    fn on_message(&mut self, socket: usize, meta: &RecvMeta, mut data: BytesMut, now: Instant) {
         let ecn = ecn_of(meta);
         while !data.is_empty() {
             let payload = data.split_to(meta.stride.clamp(1, data.len()));
@@ -432,8 +436,8 @@ impl Endpoint {
                 Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                     self.on_connection_event(handle, event);
                 }
-                Some(DatagramEvent::NewConnection(incoming)) => self.admit(incoming, now),
-                Some(DatagramEvent::Response(transmit)) => self.respond(transmit),
+                Some(DatagramEvent::NewConnection(incoming)) => self.admit(socket, incoming, now),
+                Some(DatagramEvent::Response(transmit)) => self.respond(socket, transmit),
                 None => {}
             }
         }
@@ -447,7 +451,7 @@ impl Endpoint {
     }
 
     /// Accepts a handshake from an address of the fabric, after a proof of address under load.
-    fn admit(&mut self, incoming: Incoming, now: Instant) {
+    fn admit(&mut self, socket: usize, incoming: Incoming, now: Instant) {
         let remote = incoming.remote_address();
         if !self
             .peers
@@ -479,7 +483,7 @@ impl Endpoint {
         {
             self.scratch.clear();
             if let Ok(transmit) = self.engine.retry(incoming, &mut self.scratch) {
-                self.respond(transmit);
+                self.respond(socket, transmit);
             }
             return;
         }
@@ -490,7 +494,7 @@ impl Endpoint {
             .accept(incoming, now, &mut self.scratch, Some(config))
         {
             Ok((handle, connection)) => {
-                self.insert(handle, QuicLink::new(connection), None, now);
+                self.insert(handle, QuicLink::new(connection), socket, None, now);
                 if let Some(slot) = self.slot(handle.0) {
                     slot.proven = proven;
                 }
@@ -498,7 +502,7 @@ impl Endpoint {
             Err(refused) => {
                 self.note_refusal(remote, &refused.cause.to_string());
                 if let Some(transmit) = refused.response {
-                    self.respond(transmit);
+                    self.respond(socket, transmit);
                 }
             }
         }

@@ -132,21 +132,28 @@ impl PeerEntry {
         theirs.map_or(1, |theirs| theirs.max(workers))
     }
 
-    /// Where `connection` leads at its next attempt: the peer's worker that it belongs to, at one of
-    /// the addresses that `reaches` names. An attempt at another would only wait for its end.
-    pub(super) fn address(
+    /// Where `connection` leads at its next attempt, the peer's worker that it belongs to, and by
+    /// which of this worker's sockets: each address of the peer from the first socket of its family,
+    /// then from the second, and so on. An address of another family is passed over.
+    pub(super) fn way(
         &self,
         connection: u32,
         attempt: &Dialer,
-        reaches: impl Fn(SocketAddr) -> bool,
-    ) -> Option<SocketAddr> {
-        let underlay = self.peer.target.underlay.iter().copied();
-        let usable: Vec<SocketAddr> = underlay.filter(|address| reaches(*address)).collect();
-        let mut address = *usable.get(attempt.address_index(usable.len()))?;
+        locals: &[SocketAddr],
+    ) -> Option<(usize, SocketAddr)> {
+        let mut ways: Vec<(usize, usize, SocketAddr)> = Vec::new();
+        for remote in &self.peer.target.underlay {
+            let of_family = |(_, local): &(usize, &SocketAddr)| local.is_ipv4() == remote.is_ipv4();
+            let sockets = locals.iter().enumerate().filter(of_family);
+            let ranked = sockets.enumerate();
+            ways.extend(ranked.map(|(rank, (socket, _))| (rank, socket, *remote)));
+        }
+        ways.sort_by_key(|(rank, ..)| *rank);
+        let (_, socket, mut address) = *ways.get(attempt.address_index(ways.len()))?;
         let workers = self.peer.shared.workers().unwrap_or(1);
         let offset = u16::try_from(connection % workers).ok()?;
         address.set_port(address.port().checked_add(offset)?);
-        Some(address)
+        Some((socket, address))
     }
 }
 
@@ -200,8 +207,12 @@ mod tests {
         let entry = entry(65_530, now);
         entry.peer.shared.learn_workers(u32::MAX);
         let dialer = Dialer::new(now, BACKOFF_MAX);
-        assert_eq!(entry.address(5, &dialer, |_| true).unwrap().port(), 65_535);
-        assert_eq!(entry.address(6, &dialer, |_| true), None);
-        assert_eq!(entry.address(u32::MAX, &dialer, |_| true), None);
+        let locals = [
+            "192.0.2.9:7946".parse().unwrap(),
+            "[2001:db8::9]:7946".parse().unwrap(),
+        ];
+        assert_eq!(entry.way(5, &dialer, &locals).unwrap().1.port(), 65_535);
+        assert_eq!(entry.way(6, &dialer, &locals), None);
+        assert_eq!(entry.way(u32::MAX, &dialer, &locals), None);
     }
 }

@@ -340,8 +340,7 @@ impl Endpoint {
     /// Begins every attempt that is due.
     pub fn dial(&mut self, now: Instant) {
         let context = &self.context;
-        let sockets = &self.sockets;
-        let reaches = |remote| sockets.iter().any(|socket| suits(socket, remote));
+        let locals: Vec<SocketAddr> = self.sockets.iter().map(UnderlaySocket::local).collect();
         let mut due = Vec::new();
         for (id, entry) in &mut self.peers {
             entry.plan(
@@ -353,14 +352,14 @@ impl Endpoint {
             );
             for (connection, dialled) in &entry.dialled {
                 if dialled.link.is_none() && dialled.dialer.due() <= now {
-                    let address = entry.address(*connection, &dialled.dialer, reaches);
-                    due.push((*id, *connection, entry.node().clone(), address));
+                    let way = entry.way(*connection, &dialled.dialer, &locals);
+                    due.push((*id, *connection, entry.node().clone(), way));
                 }
             }
         }
-        for (peer, connection, node, address) in due {
-            let dialled = match address {
-                Some(address) => self.dial_one(peer, connection, &node, address, now),
+        for (peer, connection, node, way) in due {
+            let dialled = match way {
+                Some(way) => self.dial_one(peer, connection, &node, way, now),
                 None => Err(format!(
                     "it has no address of a family that this node has one of, with a UDP port left for its worker of connection {connection}"
                 )),
@@ -371,7 +370,7 @@ impl Endpoint {
                 continue;
             };
             if let (Some(error), Some(dialled)) = (error, entry.dialled.get_mut(&connection)) {
-                tracing::debug!(peer = %node, ?address, %error, "cannot dial");
+                tracing::debug!(peer = %node, ?way, %error, "cannot dial");
                 entry.last_error = error;
                 dialled.dialer.failed(now, spread);
             }
@@ -383,7 +382,7 @@ impl Endpoint {
         peer: PeerId,
         connection: u32,
         node: &NodeId,
-        address: SocketAddr,
+        (socket, address): (usize, SocketAddr),
         now: Instant,
     ) -> Result<(), String> {
         let tls = self.context.identity.client_config(node.clone());
@@ -395,7 +394,8 @@ impl Endpoint {
             .engine
             .connect(now, config, address, SERVER_NAME)
             .map_err(|e| e.to_string())?;
-        self.insert(handle, QuicLink::new(quic), Some((peer, connection)), now);
+        let link = QuicLink::new(quic);
+        self.insert(handle, link, socket, Some((peer, connection)), now);
         if let Some(dialled) = self
             .peers
             .get_mut(&peer)
@@ -410,6 +410,7 @@ impl Endpoint {
         &mut self,
         handle: ConnectionHandle,
         link: QuicLink,
+        socket: usize,
         dialled: Option<(PeerId, u32)>,
         now: Instant,
     ) {
@@ -420,6 +421,7 @@ impl Endpoint {
             *place = Some(Box::new(Slot {
                 link,
                 handle,
+                socket,
                 peer: dialled.map(|(peer, _)| peer),
                 connection: dialled.map(|(_, connection)| connection),
                 dialled: dialled.is_some(),
@@ -524,7 +526,7 @@ impl Endpoint {
             let round = sends;
             slot.link.flush();
             loop {
-                let Some(socket) = pick(&mut self.sockets, slot.link.remote()) else {
+                let Some(socket) = self.sockets.get_mut(slot.socket) else {
                     return false;
                 };
                 if socket.is_held() {
@@ -556,20 +558,20 @@ impl Endpoint {
         false
     }
 
-    pub(super) fn respond(&mut self, transmit: Transmit) {
+    pub(super) fn respond(&mut self, socket: usize, transmit: Transmit) {
         let contents = self
             .scratch
             .get(..transmit.size)
             .unwrap_or_default()
             .to_vec();
-        self.responses.push((transmit, contents));
+        self.responses.push((socket, transmit, contents));
     }
 
     pub(super) fn send_responses(&mut self) {
-        for (transmit, contents) in std::mem::take(&mut self.responses) {
+        for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
             // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
             // again and does not take its place.
-            if let Some(socket) = pick(&mut self.sockets, transmit.destination)
+            if let Some(socket) = self.sockets.get_mut(socket)
                 && !socket.is_held()
             {
                 socket.send(transmit, &contents);
@@ -590,15 +592,6 @@ impl Endpoint {
             self.dirty.push(index);
         }
     }
-}
-
-/// The socket of the same address family.
-fn pick(sockets: &mut [UnderlaySocket], remote: SocketAddr) -> Option<&mut UnderlaySocket> {
-    sockets.iter_mut().find(|socket| suits(socket, remote))
-}
-
-fn suits(socket: &UnderlaySocket, remote: SocketAddr) -> bool {
-    socket.local().is_ipv4() == remote.is_ipv4()
 }
 
 /// Largest UDP payload of an IP packet of `mtu` bytes: less 20 or 40 bytes of IP and 8 of UDP.

@@ -27,10 +27,13 @@ impl Pair {
     fn new() -> Self {
         let authority = pki::init("test", 1).unwrap();
         let secrets = Secrets::random().unwrap();
-        let local = "127.0.0.1:0".parse().unwrap();
+        let locals = [
+            "127.0.0.1:0".parse().unwrap(),
+            "127.0.0.2:0".parse().unwrap(),
+        ];
         Self {
-            a: endpoint(&authority, "a", 1, &secrets, local),
-            b: endpoint(&authority, "b", 2, &secrets, local),
+            a: endpoint(&authority, "a", 1, &secrets, &locals),
+            b: endpoint(&authority, "b", 2, &secrets, &locals),
             authority,
             secrets,
             now: Instant::now(),
@@ -56,9 +59,9 @@ impl Pair {
         let elsewhere = "127.0.0.1:0".parse().unwrap();
         drop(std::mem::replace(
             &mut self.b,
-            endpoint(&self.authority, "b", 2, &self.secrets, elsewhere),
+            endpoint(&self.authority, "b", 2, &self.secrets, &[elsewhere]),
         ));
-        self.b = endpoint(&self.authority, "b", 3, &self.secrets, address);
+        self.b = endpoint(&self.authority, "b", 3, &self.secrets, &[address]);
         let of_a = peer("a", &[local(&self.a)]);
         self.b.set_peers(&[of_a], self.now);
     }
@@ -84,7 +87,7 @@ fn endpoint(
     name: &str,
     boot_id: u64,
     secrets: &Secrets,
-    local: SocketAddr,
+    locals: &[SocketAddr],
 ) -> Endpoint {
     let dir = tempfile::tempdir().unwrap();
     let node = NodeId::new(name).unwrap();
@@ -108,7 +111,7 @@ fn endpoint(
         },
         secrets: secrets.clone(),
     };
-    Endpoint::bind(context, &[local]).unwrap()
+    Endpoint::bind(context, locals).unwrap()
 }
 
 fn local(endpoint: &Endpoint) -> SocketAddr {
@@ -249,6 +252,29 @@ fn addresses_of_an_absent_family_are_passed_over() {
     pair.a.set_peers(&[of_b], pair.now);
     pair.b.set_peers(&[of_a], pair.now);
     pair.run_until_connected(Duration::from_millis(500));
+}
+
+/// A connection to a node's second address is answered from there.
+#[test]
+fn every_address_answers_for_itself() {
+    let mut pair = Pair::new();
+    let second = pair.b.sockets[1].local();
+    let of_a = peer("a", &[local(&pair.a)]);
+    pair.a.set_peers(&[peer("b", &[second])], pair.now);
+    pair.b.set_peers(&[of_a], pair.now);
+    pair.run_until_connected(Duration::from_millis(500));
+    assert_eq!(pair.a.reports()[0].links[0].remote, second);
+}
+
+/// A peer that only the second address of this node gets through to is dialled from there.
+#[test]
+fn every_address_is_dialled_from() {
+    let mut pair = Pair::new();
+    let of_b = peer("b", &[local(&pair.b)]);
+    let of_a = peer("a", &[pair.a.sockets[1].local()]);
+    pair.a.set_peers(&[of_b], pair.now);
+    pair.b.set_peers(&[of_a], pair.now);
+    pair.run_until_connected(Duration::from_secs(3));
 }
 
 /// A peer that cannot be reached at all is tried from time to time, not without end.

@@ -9,11 +9,7 @@
 
 mod harness;
 
-use std::{
-    io::IoSlice,
-    os::fd::OwnedFd,
-    time::Instant,
-};
+use std::{io::IoSlice, os::fd::OwnedFd, time::Instant};
 
 use fabric_core::{counters::Counters, verdict::DropReason};
 use fabric_node::{
@@ -29,9 +25,8 @@ use harness::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SocketFlags, SocketType, recv,
+        AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair,
         sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size},
-        socketpair,
     },
 };
 
@@ -91,7 +86,11 @@ fn a_million_hostile_packets() {
         DropReason::NotForwardable,
         DropReason::NoSuchPod,
     ] {
-        assert!(counters.dropped(reason) > 0, "{} was not met", reason.name());
+        assert!(
+            counters.dropped(reason) > 0,
+            "{} was not met",
+            reason.name()
+        );
     }
 }
 

@@ -13,6 +13,9 @@ use super::pod_address;
 /// Packets made once; each packet sent is one of them, re-addressed and mostly damaged.
 const CORPUS: usize = 4096;
 
+/// Last number of addresses that no pod has, by which spoofed packets are known.
+pub const FOREIGN_HOST: u8 = 77;
+
 pub struct Hostile {
     pub random: Generator,
     corpus: Vec<Vec<u8>>,
@@ -76,10 +79,12 @@ impl Hostile {
         let at = self.random.below(self.corpus.len());
         let mut packet = self.corpus[at].clone();
         let ipv6 = packet[0] >> 4 == 6;
-        if !self.random.one_in(16) {
-            let source = self.own[usize::from(ipv6)];
-            put_address(&mut packet, ipv6, false, source);
-        }
+        let source = if self.random.one_in(16) {
+            pod_address(self.random.below(4), FOREIGN_HOST, ipv6)
+        } else {
+            self.own[usize::from(ipv6)]
+        };
+        put_address(&mut packet, ipv6, false, source);
         if !self.random.one_in(16) {
             let all = &self.destinations[usize::from(ipv6)];
             let destination = all[self.random.below(all.len())];

@@ -12,6 +12,7 @@
 )]
 
 pub mod hostile;
+pub mod rogue;
 pub mod traffic;
 
 use std::{

@@ -180,8 +180,9 @@ impl Endpoint {
     fn refuse(&mut self, index: usize, reason: &str, told: &'static str, now: Instant) {
         let Some(slot) = self.slot(index) else { return };
         let remote = slot.link.remote();
-        self.note_refusal(remote, reason);
         self.end(index, close::MALFORMED, told, now);
+        // Afterwards, so that the operator reads this and not the few words for the peer.
+        self.note_refusal(remote, reason);
     }
 
     fn on_control(&mut self, index: usize, now: Instant) {

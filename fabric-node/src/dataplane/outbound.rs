@@ -25,7 +25,8 @@ pub const HEADROOM: usize = STREAM_HEADER_LEN;
 
 /// Queues the packet at `HEADROOM..` of `buffer` on `link`.
 ///
-/// `account`: whether the packet is counted; a packet that this node made is not.
+/// `account`: the bytes it is counted with once it is handed over; `None` for a packet that this node
+/// made, and for all fragments of a packet but the last.
 ///
 /// # Errors
 ///
@@ -36,10 +37,9 @@ pub fn send(
     pool: &mut BufferPool,
     headers: &Headers,
     offload: Offload,
-    account: bool,
+    account: Option<u32>,
     scratch: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
-    let account = account.then_some(headers.packet_len);
     let len = headers.packet_len as usize;
     let room = link.datagram_room();
     let on_stream =

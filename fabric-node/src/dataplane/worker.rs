@@ -375,7 +375,7 @@ impl Path {
             pool,
             headers,
             offload,
-            true,
+            Some(headers.packet_len),
             &mut self.segments,
         )
     }
@@ -408,7 +408,7 @@ impl Path {
                 fragments.push(fragment.to_vec());
             },
         )?;
-        let count = fragments.len();
+        let (count, whole_len) = (fragments.len(), headers.packet_len);
         for (index, bytes) in fragments.into_iter().enumerate() {
             let headers = parse(&bytes, bytes.len())?;
             let is_last = index + 1 == count;
@@ -428,7 +428,8 @@ impl Path {
                     }
                 }
                 NextHop::Peer(peer) => {
-                    self.send_bytes(endpoint, peer, &bytes, &headers, is_last)?
+                    let account = is_last.then_some(whole_len);
+                    self.send_bytes(endpoint, peer, &bytes, &headers, account)?;
                 }
                 NextHop::Unassigned => return Err(DropReason::NoSuchPod),
             }
@@ -510,7 +511,7 @@ impl Path {
         for (peer, answer) in std::mem::take(&mut self.answers) {
             if let Ok(headers) = parse(&answer, answer.len()) {
                 // An answer that finds no way changes nothing about the packet's account.
-                let _ = self.send_bytes(endpoint, peer, &answer, &headers, false);
+                let _ = self.send_bytes(endpoint, peer, &answer, &headers, None);
             }
         }
     }
@@ -521,7 +522,7 @@ impl Path {
         peer: PeerId,
         bytes: &[u8],
         headers: &Headers,
-        account: bool,
+        account: Option<u32>,
     ) -> Result<(), DropReason> {
         let link = endpoint
             .link(peer, outbound::flow_hash(headers))

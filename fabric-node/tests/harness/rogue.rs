@@ -236,7 +236,10 @@ impl Rogue {
                         self.opened.push_back(id);
                     }
                 }
-                _ => {}
+                Event::HandshakeDataReady
+                | Event::Stream(_)
+                | Event::DatagramReceived
+                | Event::DatagramsUnblocked => {}
             }
         }
         while connection.datagrams().recv().is_some() {}

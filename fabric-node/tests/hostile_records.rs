@@ -301,16 +301,15 @@ fn bad_framing_ends_the_connection_only() {
                 }
             }
             let told = rogue.wait_closed();
-            let noted = fabric.peer(0, ROGUE).unwrap().last_error;
-            fabric.wait_for("the peer is out of service", || {
-                fabric.peer(0, ROGUE).unwrap().state != PeerState::Connected
+            fabric.wait_for("the peer is out of service for a reason", || {
+                let peer = fabric.peer(0, ROGUE).unwrap();
+                peer.state != PeerState::Connected && peer.last_error.contains(words)
             });
-            println!("{words}: told {told:?}, noted {noted:?}");
+            println!("{words}: told {told:?}");
             assert!(
                 told.contains("malformed") || told.contains("version"),
                 "{told}"
             );
-            assert!(noted.contains(words), "{noted:?} does not name {words:?}");
         }
         attacks.len()
     });
@@ -488,6 +487,7 @@ fn lies_of_a_dialled_peer_do_not_make_a_storm() {
     let ((told, attempts), echoes) = tcp_echoes_during(&fabric, 0, 1, || {
         let end = Instant::now() + Duration::from_secs(4);
         let (mut told, mut attempts) = (0, 0);
+        let mut again: Option<(Instant, StreamId)> = None;
         while Instant::now() < end {
             rogue.pump();
             while second.recv(&mut [0; 2048]).is_ok() {
@@ -496,10 +496,12 @@ fn lies_of_a_dialled_peer_do_not_make_a_storm() {
             if let Some(control) = rogue.opened_by_peer(Dir::Bi) {
                 told += 1;
                 let workers = if told % 2 == 0 { u32::MAX } else { 0 };
-                let lies = hello(workers, told, u32::MAX);
-                rogue.write_all(control, &lies);
-                // The second hello ends this connection, and the node dials again.
-                rogue.write_all(control, &lies);
+                rogue.write_all(control, &hello(workers, told, u32::MAX));
+                again = Some((Instant::now() + Duration::from_millis(50), control));
+            }
+            // A second hello ends this connection, and the node dials again.
+            if let Some((_, control)) = again.take_if(|(due, _)| *due <= Instant::now()) {
+                rogue.write_all(control, &hello(1, told, 0));
             }
             std::thread::sleep(Duration::from_millis(1));
         }

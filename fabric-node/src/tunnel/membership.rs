@@ -12,11 +12,15 @@ use std::{
 
 use fabric_core::ids::PeerId;
 
-use super::dialer::Dialer;
+use super::{dialer::Dialer, report::Throttle};
 use crate::control::desired::{NodeId, PeerTarget};
 
 /// Worker counts beyond this are not believed: a peer cannot make us dial without bound.
 const PEER_WORKERS_MAX: u32 = 64;
+
+/// Lines about one peer that comes and goes: two restarts in a second are seen, a peer that does
+/// nothing else does not fill the log.
+const LOG_LINES_PER_SECOND_MAX: u32 = 4;
 
 /// A peer as the control plane hands it to every worker.
 #[derive(Clone, Debug)]
@@ -57,6 +61,8 @@ pub(super) struct PeerEntry {
     pub(super) dialled: BTreeMap<u32, Dialled>,
     pub(super) since: Instant,
     pub(super) last_error: String,
+    /// Its comings and goings in the log.
+    pub(super) log: Throttle,
 }
 
 #[derive(Debug)]
@@ -73,6 +79,7 @@ impl PeerEntry {
             dialled: BTreeMap::new(),
             since: now,
             last_error: String::new(),
+            log: Throttle::new(LOG_LINES_PER_SECOND_MAX),
         }
     }
 

@@ -85,24 +85,46 @@ pub(super) fn printable(text: &str) -> String {
     printable
 }
 
-/// Lets one log line through per second and counts the others.
-#[derive(Debug, Default)]
+/// Lets some log lines through per second and counts the others.
+#[derive(Debug)]
 pub(super) struct Throttle {
-    last: Option<Instant>,
+    lines_per_second_max: u32,
+    second: Option<Instant>,
+    lines: u32,
     suppressed: u64,
 }
 
+impl Default for Throttle {
+    /// One line per second.
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
 impl Throttle {
+    pub(super) fn new(lines_per_second_max: u32) -> Self {
+        Self {
+            lines_per_second_max,
+            second: None,
+            lines: 0,
+            suppressed: 0,
+        }
+    }
+
     /// How many lines were held back since the last one, if this one may be written.
     pub(super) fn allow(&mut self, now: Instant) -> Option<u64> {
         if self
-            .last
-            .is_some_and(|last| now < last + Duration::from_secs(1))
+            .second
+            .is_none_or(|second| now >= second + Duration::from_secs(1))
         {
+            self.second = Some(now);
+            self.lines = 0;
+        }
+        if self.lines >= self.lines_per_second_max {
             self.suppressed += 1;
             return None;
         }
-        self.last = Some(now);
+        self.lines += 1;
         Some(std::mem::take(&mut self.suppressed))
     }
 }
@@ -110,6 +132,19 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// So many lines pass in a second; the next second's first line tells how many did not.
+    #[test]
+    fn throttles_by_the_second() {
+        let now = Instant::now();
+        let mut throttle = Throttle::new(2);
+        let passed = [0, 1, 500, 999, 1000, 1001, 1002]
+            .map(|millis| throttle.allow(now + Duration::from_millis(millis)));
+        assert_eq!(
+            passed,
+            [Some(0), Some(0), None, None, Some(2), Some(0), None]
+        );
+    }
 
     /// A text from outside cannot begin a line of its own, colour a terminal or fill a log.
     #[test]

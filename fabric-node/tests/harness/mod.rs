@@ -176,21 +176,13 @@ impl Fabric {
         idle_timeout: Duration,
         adopted: Option<Arc<Tun>>,
     ) -> Node {
-        let context = EndpointContext {
-            node: node_name(index),
-            identity: Arc::new(self.identity(&node_name(index))),
-            worker: 0,
-            workers: self.workers[index],
-            boot_id: self.boot_id + index as u64,
-            underlay_mtu: 1500,
-            settings: TunnelSettings {
-                congestion: Congestion::Cubic,
-                idle_timeout,
-                keep_alive: idle_timeout / 5,
-                reconnect_max: Duration::from_secs(1),
-            },
-            secrets: Secrets::random().unwrap(),
-        };
+        let context = context(
+            node_name(index),
+            self.identity(&node_name(index)),
+            self.workers[index],
+            self.boot_id + index as u64,
+            idle_timeout,
+        );
         let dataplane = host
             .run(|| Dataplane::start(&context, &[underlay(index)]).unwrap())
             .unwrap();
@@ -331,6 +323,31 @@ impl Drop for Fabric {
         for node in &self.nodes {
             node.dataplane.shut_down();
         }
+    }
+}
+
+/// Who an endpoint of worker 0 of `node` is.
+pub fn context(
+    node: NodeId,
+    identity: NodeIdentity,
+    workers: u32,
+    boot_id: u64,
+    idle_timeout: Duration,
+) -> EndpointContext {
+    EndpointContext {
+        node,
+        identity: Arc::new(identity),
+        worker: 0,
+        workers,
+        boot_id,
+        underlay_mtu: 1500,
+        settings: TunnelSettings {
+            congestion: Congestion::Cubic,
+            idle_timeout,
+            keep_alive: idle_timeout / 5,
+            reconnect_max: Duration::from_secs(1),
+        },
+        secrets: Secrets::random().unwrap(),
     }
 }
 

@@ -236,7 +236,10 @@ impl Rogue {
                         self.opened.push_back(id);
                     }
                 }
-                _ => {}
+                Event::HandshakeDataReady
+                | Event::Stream(_)
+                | Event::DatagramReceived
+                | Event::DatagramsUnblocked => {}
             }
         }
         while connection.datagrams().recv().is_some() {}
@@ -337,6 +340,7 @@ fn transport() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .datagram_send_buffer_size(512 * 1024)
+        .send_window(1 << 20)
         .max_concurrent_uni_streams(VarInt::from_u32(64))
         .max_idle_timeout(None)
         .initial_rtt(Duration::from_millis(20));

@@ -117,7 +117,8 @@ impl Endpoint {
                 .map_err(|error| error.to_string()),
         };
         let known = node.and_then(|node| match self.peer_of(&node) {
-            Some(peer) => Ok((node, peer)),
+            Some(peer) if self.is_at(peer, remote) => Ok((node, peer)),
+            Some(_) => Err(format!("{node} calls from an address that is not its own")),
             None => Err(format!(
                 "{node} has a valid certificate but is not a node of this fabric"
             )),
@@ -251,7 +252,9 @@ impl Endpoint {
         };
         if entry.live.is_empty() {
             entry.since = now;
-            tracing::info!(peer = %entry.node(), %remote, "peer connected");
+            if let Some(suppressed) = entry.log.allow(now) {
+                tracing::info!(peer = %entry.node(), %remote, suppressed, "peer connected");
+            }
         }
         entry.live.push(index);
     }
@@ -298,7 +301,9 @@ impl Endpoint {
         entry.last_error = reason.to_owned();
         if was_live && entry.live.is_empty() {
             entry.since = now;
-            tracing::warn!(peer = %entry.node(), reason, lost, "peer disconnected");
+            if let Some(suppressed) = entry.log.allow(now) {
+                tracing::warn!(peer = %entry.node(), reason, lost, suppressed, "peer disconnected");
+            }
         }
         if let Some(dialled) = connection
             .filter(|_| dialled)
@@ -482,6 +487,11 @@ impl Endpoint {
             .values()
             .find(|entry| entry.node() == node)
             .map(super::PeerEntry::id)
+    }
+
+    fn is_at(&self, peer: PeerId, remote: SocketAddr) -> bool {
+        let entry = self.peers.get(&peer);
+        entry.is_some_and(|entry| entry.has_address(remote.ip()))
     }
 
     fn hello(&mut self, index: usize) -> Hello {

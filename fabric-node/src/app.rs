@@ -99,7 +99,12 @@ impl Node {
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
         let view = Arc::new(NodeView::new(self.in_force.clone()));
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
-        let cni = serve_cni(CniServer::bind(&config.cni.socket)?, self.attacher, stopped);
+        let cni = serve_cni(
+            CniServer::bind(&config.cni.socket)?,
+            self.attacher,
+            self.in_force.clone(),
+            stopped,
+        );
         tracing::info!(node = %config.node, admin = %config.admin.socket.display(), cni = %config.cni.socket.display(), "ready");
         let signals = async {
             let result = signal().await;
@@ -122,15 +127,25 @@ impl Node {
     }
 }
 
-/// Answers the plugin, and frees from time to time what lost its namespace, until told to stop.
-async fn serve_cni(server: CniServer, attacher: Arc<Attacher>, stopped: watch::Receiver<bool>) {
+/// Answers the plugin, and from time to time frees what lost its namespace and mends the host's
+/// device, until told to stop.
+async fn serve_cni(
+    server: CniServer,
+    attacher: Arc<Attacher>,
+    in_force: Arc<InForce>,
+    stopped: watch::Receiver<bool>,
+) {
     let sweeps = async {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.tick().await;
         loop {
             interval.tick().await;
-            let attacher = attacher.clone();
-            match tokio::task::spawn_blocking(move || attacher.sweep()).await {
+            let (attacher, in_force) = (attacher.clone(), in_force.clone());
+            let sweep = move || {
+                in_force.mend_host();
+                attacher.sweep()
+            };
+            match tokio::task::spawn_blocking(sweep).await {
                 Ok(report) => tracing::debug!(?report, "swept"),
                 Err(error) => tracing::error!(%error, "sweeping attachments"),
             }

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU16;
 
-use super::{Gso, GsoKind, Offload};
+use super::{Gso, GsoKind, Offload, segment::segment_count};
 use crate::{
     packet::{Fragment, Headers, Transport, checksum},
     verdict::DropReason,
@@ -26,6 +26,13 @@ pub const GSO_TCPV6: u8 = 4;
 pub const GSO_UDP_L4: u8 = 5;
 /// VIRTIO_NET_HDR_GSO_ECN: a bit beside the TCP types.
 pub const GSO_ECN: u8 = 0x80;
+
+/// Segments that a TCP super-packet may be cut into: 64 KiB by 36 bytes, which is the least that the
+/// smallest MSS of a Linux sender (48) leaves beside timestamps, make 1821. Without a bound one packet
+/// in segments of one byte would be worth 65 000 writes to a device.
+pub const TCP_SEGMENTS_MAX: usize = 2_048;
+/// Segments that a UDP super-packet may be cut into (UDP_MAX_SEGMENTS in linux/udp.h).
+pub const UDP_SEGMENTS_MAX: usize = 128;
 
 /// `struct virtio_net_hdr` (linux/virtio_net.h), host byte order, 10 bytes before each packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,7 +208,8 @@ fn check(offload: Offload, headers: &Headers) -> Result<(), DropReason> {
     };
     let fits = offload.needs_checksum
         && gso.kind.applies_to(headers.transport)
-        && headers.payload_len().is_some_and(|len| len > 0);
+        && headers.payload_len().is_some_and(|len| len > 0)
+        && segment_count(headers, gso) <= gso.kind.segments_max();
     if fits {
         Ok(())
     } else {
@@ -210,6 +218,13 @@ fn check(offload: Offload, headers: &Headers) -> Result<(), DropReason> {
 }
 
 impl GsoKind {
+    fn segments_max(self) -> usize {
+        match self {
+            Self::Tcp | Self::TcpEcn => TCP_SEGMENTS_MAX,
+            Self::Udp => UDP_SEGMENTS_MAX,
+        }
+    }
+
     /// True if packets of this upper layer can be cut so.
     pub(super) fn applies_to(self, transport: Transport) -> bool {
         match self {

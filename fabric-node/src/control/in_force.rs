@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -59,7 +59,10 @@ struct State {
     shared: HashMap<PeerId, Arc<PeerShared>>,
     generation: Generation,
     next_port: u32,
-    problem: Option<String>,
+    /// Why the last desired state was refused.
+    refused: Option<String>,
+    /// Why `fabric0` is not as the state in force wants it.
+    host_problem: Option<String>,
 }
 
 impl InForce {
@@ -77,7 +80,8 @@ impl InForce {
                 shared: HashMap::new(),
                 generation: Generation(0),
                 next_port: PortId::HOST.0 + 1,
-                problem: None,
+                refused: None,
+                host_problem: None,
             }),
             started: Instant::now(),
         }
@@ -85,29 +89,61 @@ impl InForce {
 
     /// Puts a new desired state in force. What cannot be put in force changes nothing.
     ///
+    /// A host device that cannot be configured is no reason to refuse a state: pods do not need it.
+    /// It is a problem of the node, and [`Self::mend_host`] tries again.
+    ///
     /// # Errors
     ///
-    /// Contradictions in the state, or the host's device cannot be configured.
+    /// Contradictions in the state.
     pub fn set_desired(&self, desired: DesiredState) -> anyhow::Result<()> {
         let mut state = self.lock();
-        let result = self.try_set_desired(&mut state, desired);
-        state.problem = result.as_ref().err().map(|error| format!("{error:#}"));
-        result
-    }
-
-    fn try_set_desired(&self, state: &mut State, desired: DesiredState) -> anyhow::Result<()> {
-        let ranges = host_routes(&desired, &self.local)?;
-        let gateways = desired
-            .nodes
-            .get(&self.local)
-            .map(gateways_of)
-            .unwrap_or_default();
+        let underlay_before = self.underlay_of(&state.desired);
         let previous = std::mem::replace(&mut state.desired, desired);
-        if let Err(error) = self.publish(state) {
+        if let Err(error) = self.publish(&mut state) {
             state.desired = previous;
+            state.refused = Some(format!("{error:#}"));
             return Err(error);
         }
-        host::configure(&gateways, &ranges).context("fabric0")
+        state.refused = None;
+        let underlay = self.underlay_of(&state.desired);
+        if underlay_before.is_some() && underlay != underlay_before {
+            tracing::warn!(
+                ?underlay,
+                "the underlay addresses of this node have changed: restart fabric-node to listen on them"
+            );
+        }
+        self.configure_host(&mut state);
+        Ok(())
+    }
+
+    /// Configures the host's device again if the last attempt failed.
+    pub fn mend_host(&self) {
+        let mut state = self.lock();
+        if state.host_problem.is_some() {
+            self.configure_host(&mut state);
+        }
+    }
+
+    fn configure_host(&self, state: &mut State) {
+        let gateways = state.desired.nodes.get(&self.local).map(gateways_of);
+        let result = host_routes(&state.desired, &self.local)
+            .map_err(Into::into)
+            .and_then(|ranges| host::configure(&gateways.unwrap_or_default(), &ranges));
+        let problem = result.err().map(|error| format!("fabric0: {error:#}"));
+        if problem != state.host_problem {
+            match &problem {
+                Some(problem) => {
+                    tracing::error!(problem, "the host's way to pods is not in order");
+                }
+                None => tracing::info!("the host's way to pods is in order again"),
+            }
+        }
+        state.host_problem = problem;
+    }
+
+    fn underlay_of(&self, desired: &DesiredState) -> Option<Vec<SocketAddr>> {
+        let spec = desired.nodes.get(&self.local)?;
+        Some(spec.underlay.clone())
     }
 
     /// Takes over a pod's device. Routes to it are live when this returns.
@@ -141,11 +177,14 @@ impl InForce {
             if let Err(error) = self.publish(&mut state) {
                 tracing::error!(%error, "undoing an attachment");
             }
+            drop(state);
+            // A worker that was only slow has taken it by now.
+            self.let_go(port);
             return Err(error);
         }
         drop(state);
         if let Some(before) = before {
-            self.let_go(&before);
+            self.let_go(before.port);
         }
         Ok(port)
     }
@@ -160,11 +199,11 @@ impl InForce {
             tracing::error!(%error, "withdrawing a pod's routes");
         }
         drop(state);
-        self.let_go(&attached);
+        self.let_go(attached.port);
     }
 
-    fn let_go(&self, attached: &Attached) {
-        if let Err(error) = self.dataplane.close_port(attached.port) {
+    fn let_go(&self, port: PortId) {
+        if let Err(error) = self.dataplane.close_port(port) {
             tracing::error!(%error, "closing a port");
         }
     }
@@ -272,14 +311,28 @@ impl InForce {
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let state = self.lock();
-        let mut problems: Vec<String> = state.problem.iter().cloned().collect();
-        if state.generation == Generation(0) {
-            problems.push("no state is in force yet".to_owned());
-        }
-        if !self.dataplane.is_running() {
-            problems.push("a data-plane worker has ended: restart fabric-node".to_owned());
+        let noted = [&state.refused, &state.host_problem];
+        let mut problems: Vec<String> = noted.into_iter().flatten().cloned().collect();
+        problems.extend(self.obstacle(&state));
+        let reports = self.dataplane.reports();
+        if reports
+            .iter()
+            .any(|report| report.gone.contains(&PortId::HOST))
+        {
+            problems.push("fabric0 was deleted: restart fabric-node".to_owned());
         }
         problems
+    }
+
+    /// What keeps pods from being attached.
+    fn obstacle(&self, state: &State) -> Option<String> {
+        if state.generation == Generation(0) {
+            Some("no state is in force yet".to_owned())
+        } else if !self.dataplane.is_running() {
+            Some("a data-plane worker has ended: restart fabric-node".to_owned())
+        } else {
+            None
+        }
     }
 
     /// All routes in force, with the name of whoever they lead to.
@@ -337,10 +390,9 @@ impl Fabric for InForce {
     }
 
     fn ready(&self) -> Result<(), String> {
-        match self.problems() {
-            problems if problems.is_empty() => Ok(()),
-            problems => Err(problems.join("; ")),
-        }
+        // Not every problem: a runtime takes a node out of service whose network is not ready, and a
+        // state that was refused or a host device that was deleted keeps no pod from its network.
+        self.obstacle(&self.lock()).map_or(Ok(()), Err)
     }
 }
 

@@ -23,15 +23,15 @@ pub enum Command {
         id: PortId,
         /// Its device.
         tun: Arc<Tun>,
-        /// Told when it is done.
-        done: SyncSender<()>,
+        /// Told what came of it.
+        done: SyncSender<io::Result<()>>,
     },
     /// Stop to read a port.
     ClosePort {
         /// Which.
         id: PortId,
-        /// Told when it is done.
-        done: SyncSender<()>,
+        /// Told what came of it.
+        done: SyncSender<io::Result<()>>,
     },
     /// Close all connections and return.
     ShutDown,

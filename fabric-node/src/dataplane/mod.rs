@@ -19,8 +19,12 @@ pub mod published;
 mod worker;
 
 use std::{
+    io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{SyncSender, sync_channel},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -131,7 +135,8 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// The worker does not answer.
+    /// The worker cannot wait for the device, or does not answer. After the latter it may still
+    /// take the port: close it.
     pub fn open_port(&self, id: PortId, tun: Arc<Tun>) -> anyhow::Result<()> {
         self.ask(id, |done| Command::OpenPort { id, tun, done })
     }
@@ -206,17 +211,18 @@ impl Dataplane {
     fn ask(
         &self,
         id: PortId,
-        command: impl FnOnce(std::sync::mpsc::SyncSender<()>) -> Command,
+        command: impl FnOnce(SyncSender<io::Result<()>>) -> Command,
     ) -> anyhow::Result<()> {
         let worker = self
             .workers
             .get(id.0 as usize % self.workers.len().max(1))
             .context("there are no workers")?;
-        let (done, answered) = std::sync::mpsc::sync_channel(1);
+        let (done, answered) = sync_channel(1);
         worker.mailbox.send(command(done));
         answered
             .recv_timeout(ANSWER_MAX)
-            .with_context(|| format!("the worker of port {} does not answer", id.0))
+            .with_context(|| format!("the worker of port {} does not answer", id.0))?
+            .with_context(|| format!("the worker of port {} cannot wait for its device", id.0))
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Port {
 pub(super) enum Read {
     /// A packet of this many bytes behind the headroom of the buffer.
     Packet(VnetHeader, usize),
+    /// The kernel had a packet and could not hand it over.
+    Lost(io::Error),
     /// Nothing more at present.
     Empty,
     /// The device is gone.
@@ -43,7 +45,17 @@ impl Port {
                 self.ready = false;
                 Read::Empty
             }
+            Err(error) if is_of_one_packet(&error) => Read::Lost(error),
             Err(error) => Read::Gone(error),
         }
     }
+}
+
+/// Errors that say nothing about the device: a packet whose segmentation has no virtio name, or a
+/// moment without memory.
+fn is_of_one_packet(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOMEM | libc::ENOBUFS)
+    )
 }

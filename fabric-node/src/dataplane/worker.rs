@@ -30,7 +30,10 @@ use super::{
     port::{Port, Read},
     published::Published,
 };
-use crate::tunnel::{buffers::BufferPool, endpoint::Endpoint, link::Received};
+use crate::{
+    sys::tun::Tun,
+    tunnel::{buffers::BufferPool, endpoint::Endpoint, link::Received},
+};
 
 /// Packets read from one port before the next one has its turn. 16 super-packets are 1 MiB.
 const READS_PER_PORT_MAX: usize = 16;
@@ -49,7 +52,8 @@ pub(super) struct Worker {
     inbox: Inbox,
     wakers: Arc<[Waker]>,
     epoll: Epoll,
-    waiting_to_write: bool,
+    /// Whether the end of a sleep is asked of each socket's becoming writable.
+    waiting_to_write: Vec<bool>,
     ports: Vec<Port>,
     gone: Vec<PortId>,
     underlay_ready: bool,
@@ -83,8 +87,10 @@ impl Worker {
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(&inbox, INBOX)?;
+        let mut waiting_to_write = Vec::new();
         for descriptor in endpoint.descriptors() {
             epoll.add(descriptor, SOCKETS)?;
+            waiting_to_write.push(false);
         }
         let mut pool = BufferPool::default();
         Ok(Self {
@@ -94,7 +100,7 @@ impl Worker {
             inbox,
             wakers,
             epoll,
-            waiting_to_write: false,
+            waiting_to_write,
             ports: Vec::new(),
             gone: Vec::new(),
             underlay_ready: true,
@@ -117,8 +123,11 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.running {
             let now = Instant::now();
+            // Wakes are taken back before the state is looked at: one for a state that comes after
+            // this look stays, and ends the next sleep.
+            let woken = self.inbox.clear();
             let published = Arc::clone(self.published.load());
-            self.follow(&published, now);
+            self.follow(&published, woken, now);
             self.turn(&published, now);
             self.publish_report(now);
             if self.running {
@@ -143,6 +152,10 @@ impl Worker {
         self.path.send_answers(&mut self.endpoint);
         self.read_ports(published, now);
         self.endpoint.transmit(now);
+        if self.endpoint.take_workers_learned() {
+            // This one too: its next turn dials what is missing.
+            self.wakers.iter().for_each(Waker::wake);
+        }
     }
 
     fn read_ports(&mut self, published: &Published, now: Instant) {
@@ -153,6 +166,11 @@ impl Worker {
                     Read::Packet(vnet, len) => {
                         self.path
                             .egress(published, &mut self.endpoint, port, vnet, len, now);
+                    }
+                    Read::Lost(error) => {
+                        tracing::debug!(port = port.id.0, %error, "the kernel lost a packet");
+                        self.path.counters.record_received(Side::from(port.id), 0);
+                        self.path.counters.record_dropped(DropReason::BadOffload);
                     }
                     Read::Empty => break,
                     Read::Gone(error) => {
@@ -170,8 +188,7 @@ impl Worker {
     }
 
     /// Applies a changed state and the commands that came with it.
-    fn follow(&mut self, published: &Published, now: Instant) {
-        let woken = self.inbox.clear();
+    fn follow(&mut self, published: &Published, woken: bool, now: Instant) {
         if self.generation != Some(published.snapshot.generation()) {
             self.generation = Some(published.snapshot.generation());
             self.endpoint.set_peers(&published.peers, now);
@@ -182,27 +199,27 @@ impl Worker {
         while let Some(command) = self.inbox.next() {
             match command {
                 Command::OpenPort { id, tun, done } => {
-                    if let Err(error) = self.epoll.add(&*tun, PORTS | u64::from(id.0)) {
-                        tracing::error!(port = id.0, %error, "cannot wait for the device");
-                    }
-                    self.ports.push(Port {
-                        id,
-                        tun,
-                        ready: true,
-                    });
-                    let _ = done.send(());
+                    let result = self.open_port(id, tun);
+                    let _ = done.send(result);
                 }
                 Command::ClosePort { id, done } => {
                     self.close_port(id);
                     self.gone.retain(|gone| *gone != id);
-                    let _ = done.send(());
+                    let _ = done.send(Ok(()));
                 }
                 Command::ShutDown => self.running = false,
             }
         }
-        if self.endpoint.take_workers_learned() {
-            self.wakers.iter().for_each(Waker::wake);
-        }
+    }
+
+    fn open_port(&mut self, id: PortId, tun: Arc<Tun>) -> io::Result<()> {
+        self.epoll.add(&*tun, PORTS | u64::from(id.0))?;
+        self.ports.push(Port {
+            id,
+            tun,
+            ready: true,
+        });
+        Ok(())
     }
 
     fn close_port(&mut self, id: PortId) {
@@ -241,10 +258,11 @@ impl Worker {
 
     /// While a batch waits for room in a socket, its becoming writable ends the sleep.
     fn watch_writable(&mut self) {
-        let wanted = self.endpoint.is_held();
-        if wanted != self.waiting_to_write {
-            self.waiting_to_write = wanted;
-            for descriptor in self.endpoint.descriptors() {
+        // Only the socket that is full: another one is writable at once and would end every sleep.
+        let sockets = self.endpoint.descriptors().zip(self.endpoint.held());
+        for ((descriptor, wanted), armed) in sockets.zip(&mut self.waiting_to_write) {
+            if wanted != *armed {
+                *armed = wanted;
                 if let Err(error) = self.epoll.watch_writable(descriptor, SOCKETS, wanted) {
                     tracing::error!(%error, "cannot wait for the underlay to take more");
                 }
@@ -538,11 +556,7 @@ fn deliver_to(
 }
 
 /// Writes a packet that this node made itself.
-fn write_own(
-    tun: &crate::sys::tun::Tun,
-    packet: &[u8],
-    scratch: &mut DeliverScratch,
-) -> Result<(), DropReason> {
+fn write_own(tun: &Tun, packet: &[u8], scratch: &mut DeliverScratch) -> Result<(), DropReason> {
     let headers = parse(packet, packet.len())?;
     deliver(
         tun,

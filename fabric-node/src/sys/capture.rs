@@ -1,7 +1,8 @@
 //! Raw capture of what crosses an interface, for proofs: demo and tests.
 //!
 //! Comes in: an interface name. Goes out: frames as the kernel saw them, both directions, link
-//! header included where the interface has one. Never done here: decoding.
+//! header included where the interface has one; and, for hostile tests, frames that no kernel would
+//! make. Never done here: decoding.
 
 use std::{
     io, mem,
@@ -12,7 +13,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{RecvFlags, netdevice::name_to_index, recv, sockopt},
+    net::{RecvFlags, SendFlags, netdevice::name_to_index, recv, send, sockopt},
 };
 use thiserror::Error;
 
@@ -94,6 +95,17 @@ impl Capture {
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Puts `frame` on the interface as if the kernel had sent it, whatever is in it.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` or what else the kernel said: its queue is full, the frame is longer than the
+    /// interface takes, the interface is down.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        send(&self.fd, frame, SendFlags::DONTWAIT)?;
+        Ok(())
     }
 
     /// Waits until there is a frame, at most `timeout`; returns whether there is one.

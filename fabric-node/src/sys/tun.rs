@@ -218,6 +218,29 @@ impl Tun {
         Self::set_up(device, name, wanted)
     }
 
+    /// Takes over `fd`, whose reads and writes carry one packet each behind a virtio header: a TUN
+    /// device that another process has set up, or a socket pair of type SOCK_SEQPACKET in the place of
+    /// one. `offloads` says what its other side takes. It is made non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`TunError::Name`], or [`TunError::SetUp`] where the descriptor cannot be made non-blocking.
+    pub fn adopt(fd: OwnedFd, name: &str, offloads: TunOffloads) -> Result<Self, TunError> {
+        check_name(name)?;
+        rustix::fs::fcntl_setfl(&fd, OFlags::RDWR | OFlags::NONBLOCK).map_err(|errno| {
+            TunError::SetUp {
+                name: name.to_owned(),
+                request: "O_NONBLOCK",
+                source: errno.into(),
+            }
+        })?;
+        Ok(Self {
+            fd,
+            name: name.to_owned(),
+            offloads,
+        })
+    }
+
     fn set_up(device: tun::Device, name: &str, wanted: TunOffloads) -> Result<Self, TunError> {
         // SAFETY: `into_raw_fd` gives up the only ownership of an open descriptor.
         let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
@@ -230,13 +253,7 @@ impl Tun {
         };
         set_header_length(fd.as_fd()).map_err(failed("TUNSETVNETHDRSZ"))?;
         let offloads = negotiate(fd.as_fd(), wanted).map_err(failed("TUNSETOFFLOAD"))?;
-        rustix::fs::fcntl_setfl(&fd, OFlags::RDWR | OFlags::NONBLOCK)
-            .map_err(failed("O_NONBLOCK"))?;
-        Ok(Self {
-            fd,
-            name: name.to_owned(),
-            offloads,
-        })
+        Self::adopt(fd, name, offloads)
     }
 
     /// Whether the device outlives its last descriptor; without one it has no carrier.

@@ -12,6 +12,9 @@ pub const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Dialer {
     failures: u32,
+    /// Counts the addresses that did not answer; stands still at one that does.
+    turn: usize,
+    answered: bool,
     due: Instant,
     backoff_max: Duration,
 }
@@ -22,6 +25,8 @@ impl Dialer {
     pub fn new(now: Instant, backoff_max: Duration) -> Self {
         Self {
             failures: 0,
+            turn: 0,
+            answered: false,
             due: now,
             backoff_max,
         }
@@ -33,10 +38,10 @@ impl Dialer {
         self.due
     }
 
-    /// Which of `count` addresses the next attempt takes.
+    /// Which of `count` addresses the next attempt takes: the one that answered last, else the next.
     #[must_use]
     pub fn address_index(&self, count: usize) -> usize {
-        (self.failures as usize).checked_rem(count).unwrap_or(0)
+        self.turn.checked_rem(count).unwrap_or(0)
     }
 
     /// An attempt or a connection ended. `spread` (any number) moves the next attempt by up to a
@@ -44,6 +49,9 @@ impl Dialer {
     pub fn failed(&mut self, now: Instant, spread: u64) {
         let exponent = self.failures.min(16);
         self.failures = self.failures.saturating_add(1);
+        if !std::mem::take(&mut self.answered) {
+            self.turn = self.turn.wrapping_add(1);
+        }
         let base = BACKOFF_FIRST
             .saturating_mul(1 << exponent)
             .min(self.backoff_max);
@@ -54,6 +62,7 @@ impl Dialer {
     /// A connection authenticated.
     pub fn succeeded(&mut self) {
         self.failures = 0;
+        self.answered = true;
     }
 }
 
@@ -85,7 +94,7 @@ mod tests {
         assert!(dialer.due() - now <= BACKOFF_FIRST);
     }
 
-    /// Failures walk through all addresses of the peer.
+    /// Failures walk through all addresses of the peer; one that answered is tried first again.
     #[test]
     fn rotates_addresses() {
         let now = Instant::now();
@@ -97,5 +106,11 @@ mod tests {
         }
         assert_eq!(seen, [0, 1, 2]);
         assert_eq!(dialer.address_index(0), 0);
+        dialer.failed(now, 0);
+        dialer.succeeded();
+        dialer.failed(now, 0);
+        assert_eq!(dialer.address_index(3), 1);
+        dialer.failed(now, 0);
+        assert_eq!(dialer.address_index(3), 2);
     }
 }

@@ -8,7 +8,7 @@
 mod lifecycle;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
@@ -46,8 +46,12 @@ const SEND_BYTES_MAX: usize = 65_000;
 const RECEIVE_CALLS_MAX: usize = 4;
 /// Sends per turn and connection, so that receiving gets its turn. 32 x 64 KiB = 2 MiB.
 const SENDS_MAX: usize = 32;
-/// Handshakes in progress beyond which a new one must prove its address first (RFC 9000 8.1.2).
-const HANDSHAKES_MAX: usize = 64;
+/// Handshakes in progress from unproven addresses beyond which a new one must prove its address
+/// first (RFC 9000 8.1.2).
+const UNPROVEN_HANDSHAKES_MAX: usize = 64;
+/// Handshakes in progress from one proven address: as many as a node may have workers. More are
+/// ignored, so that whoever has an address of one node does not crowd out the others.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
 
 /// Who this endpoint is.
 #[derive(Clone)]
@@ -99,17 +103,23 @@ pub struct Endpoint {
     changed: bool,
     strangers: Throttle,
     refusals: Throttle,
-    responses: Vec<(Transmit, Vec<u8>)>,
+    /// Answers that belong to no connection, and the socket each leaves by.
+    responses: Vec<(usize, Transmit, Vec<u8>)>,
 }
 
 struct Slot {
     link: QuicLink,
     handle: ConnectionHandle,
+    /// The socket it came in by or is dialled from. Another would give it another address or port,
+    /// and the other side drops what comes from there.
+    socket: usize,
     peer: Option<PeerId>,
     /// Number of the connection between the two nodes; known from the start to the dialler, from
     /// the hello to the other side.
     connection: Option<u32>,
     dialled: bool,
+    /// Whether the other side had proven its address when this connection began.
+    proven: bool,
     boot_id: Option<u64>,
     stage: Stage,
     since: Instant,
@@ -191,14 +201,16 @@ impl Endpoint {
         self.sockets.iter().any(UnderlaySocket::is_held)
     }
 
+    /// Whether each socket waits to be writable, in the order of [`Self::descriptors`].
+    pub fn held(&self) -> impl Iterator<Item = bool> {
+        self.sockets.iter().map(UnderlaySocket::is_held)
+    }
+
     /// Makes `peers` the complete set: new ones are dialled, missing ones cut off.
     pub fn set_peers(&mut self, peers: &[Peer], now: Instant) {
-        let gone: Vec<PeerId> = self
-            .peers
-            .keys()
-            .filter(|id| !peers.iter().any(|peer| peer.target.id == **id))
-            .copied()
-            .collect();
+        let wanted: BTreeSet<PeerId> = peers.iter().map(|peer| peer.target.id).collect();
+        let is_gone = |id: &&PeerId| !wanted.contains(id);
+        let gone: Vec<PeerId> = self.peers.keys().filter(is_gone).copied().collect();
         for id in gone {
             self.drop_peer(id, now);
         }
@@ -218,10 +230,10 @@ impl Endpoint {
     pub fn receive(&mut self, now: Instant) {
         let mut sockets = std::mem::take(&mut self.sockets);
         let mut pool = std::mem::take(&mut self.pool);
-        for socket in &mut sockets {
+        for (index, socket) in sockets.iter_mut().enumerate() {
             for _ in 0..RECEIVE_CALLS_MAX {
                 let received = socket.receive(&mut pool, |meta, data| {
-                    self.on_message(meta, data, now);
+                    self.on_message(index, meta, data, now);
                 });
                 match received {
                     Ok(_) => {}
@@ -412,7 +424,7 @@ impl Endpoint {
 
     // Datagrams in.
 
-    fn on_message(&mut self, meta: &RecvMeta, mut data: BytesMut, now: Instant) {
+    fn on_message(&mut self, socket: usize, meta: &RecvMeta, mut data: BytesMut, now: Instant) {
         let ecn = ecn_of(meta);
         while !data.is_empty() {
             let payload = data.split_to(meta.stride.clamp(1, data.len()));
@@ -424,8 +436,8 @@ impl Endpoint {
                 Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                     self.on_connection_event(handle, event);
                 }
-                Some(DatagramEvent::NewConnection(incoming)) => self.admit(incoming, now),
-                Some(DatagramEvent::Response(transmit)) => self.respond(transmit),
+                Some(DatagramEvent::NewConnection(incoming)) => self.admit(socket, incoming, now),
+                Some(DatagramEvent::Response(transmit)) => self.respond(socket, transmit),
                 None => {}
             }
         }
@@ -439,7 +451,7 @@ impl Endpoint {
     }
 
     /// Accepts a handshake from an address of the fabric, after a proof of address under load.
-    fn admit(&mut self, incoming: Incoming, now: Instant) {
+    fn admit(&mut self, socket: usize, incoming: Incoming, now: Instant) {
         let remote = incoming.remote_address();
         if !self
             .peers
@@ -452,18 +464,26 @@ impl Endpoint {
             }
             return;
         }
-        let handshaking = self
+        let proven = incoming.remote_address_validated();
+        let accepting = self
             .links
             .iter()
             .flatten()
-            .filter(|slot| slot.stage == Stage::Handshaking);
-        if handshaking.count() >= HANDSHAKES_MAX
-            && !incoming.remote_address_validated()
+            .filter(|slot| slot.stage == Stage::Handshaking && !slot.dialled);
+        if proven {
+            let same =
+                accepting.filter(|slot| slot.proven && slot.link.remote().ip() == remote.ip());
+            if same.count() >= HANDSHAKES_PER_ADDRESS_MAX {
+                self.engine.ignore(incoming);
+                self.note_refusal(remote, "too many handshakes at once");
+                return;
+            }
+        } else if accepting.filter(|slot| !slot.proven).count() >= UNPROVEN_HANDSHAKES_MAX
             && incoming.may_retry()
         {
             self.scratch.clear();
             if let Ok(transmit) = self.engine.retry(incoming, &mut self.scratch) {
-                self.respond(transmit);
+                self.respond(socket, transmit);
             }
             return;
         }
@@ -473,13 +493,21 @@ impl Endpoint {
             .engine
             .accept(incoming, now, &mut self.scratch, Some(config))
         {
-            Ok((handle, connection)) => self.insert(handle, QuicLink::new(connection), None, now),
+            Ok((handle, connection)) => {
+                self.insert(handle, QuicLink::new(connection), socket, None, now);
+                if let Some(slot) = self.slot(handle.0) {
+                    slot.proven = proven;
+                }
+            }
             Err(refused) => {
                 self.note_refusal(remote, &refused.cause.to_string());
                 if let Some(transmit) = refused.response {
-                    self.respond(transmit);
+                    self.respond(socket, transmit);
                 }
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,29 +105,114 @@ impl PeerEntry {
         if local >= self.node() {
             return;
         }
-        // Until the peer has told how many workers it has, one connection does.
-        let total = self
-            .peer
-            .shared
-            .workers()
-            .map_or(1, |theirs| theirs.max(workers));
+        let total = self.total(workers);
         for connection in (0..total).filter(|connection| connection % workers == worker) {
             self.dialled.entry(connection).or_insert_with(|| Dialled {
                 dialer: Dialer::new(now, backoff_max),
                 link: None,
             });
         }
-        self.dialled
-            .retain(|connection, dialled| *connection < total || dialled.link.is_some());
+        // What waits after a failure is remembered: else a peer that tells now of many workers, now of
+        // few, would have all those attempts begin at once each time.
+        self.dialled.retain(|connection, dialled| {
+            *connection < total || dialled.link.is_some() || dialled.dialer.due() > now
+        });
     }
 
-    /// Where `connection` leads at its next attempt: the peer's worker that it belongs to.
-    pub(super) fn address(&self, connection: u32, attempt: &Dialer) -> Option<SocketAddr> {
-        let underlay = &self.peer.target.underlay;
-        let mut address = *underlay.get(attempt.address_index(underlay.len()))?;
+    /// Connections accepted from this peer at once, at most: those of one start of the peer's daemon
+    /// and of the one before, whose end may not be known yet.
+    pub(super) fn accepted_max(&self, workers: u32) -> usize {
+        let per_worker = self.total(workers).div_ceil(workers.max(1));
+        2 * per_worker as usize + 2
+    }
+
+    /// Until the peer has told how many workers it has, one connection does.
+    fn total(&self, workers: u32) -> u32 {
+        let theirs = self.peer.shared.workers();
+        theirs.map_or(1, |theirs| theirs.max(workers))
+    }
+
+    /// Where `connection` leads at its next attempt, the peer's worker that it belongs to, and by
+    /// which of this worker's sockets: each address of the peer from the first socket of its family,
+    /// then from the second, and so on. An address of another family is passed over.
+    pub(super) fn way(
+        &self,
+        connection: u32,
+        attempt: &Dialer,
+        locals: &[SocketAddr],
+    ) -> Option<(usize, SocketAddr)> {
+        let mut ways: Vec<(usize, usize, SocketAddr)> = Vec::new();
+        for remote in &self.peer.target.underlay {
+            let of_family = |(_, local): &(usize, &SocketAddr)| local.is_ipv4() == remote.is_ipv4();
+            let sockets = locals.iter().enumerate().filter(of_family);
+            let ranked = sockets.enumerate();
+            ways.extend(ranked.map(|(rank, (socket, _))| (rank, socket, *remote)));
+        }
+        ways.sort_by_key(|(rank, ..)| *rank);
+        let (_, socket, mut address) = *ways.get(attempt.address_index(ways.len()))?;
         let workers = self.peer.shared.workers().unwrap_or(1);
         let offset = u16::try_from(connection % workers).ok()?;
         address.set_port(address.port().checked_add(offset)?);
-        Some(address)
+        Some((socket, address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+    fn entry(port: u16, now: Instant) -> PeerEntry {
+        let target = PeerTarget {
+            id: PeerId(1),
+            node: NodeId::new("worker-b").unwrap(),
+            underlay: vec![SocketAddr::new([10, 90, 0, 2].into(), port)],
+        };
+        let shared = Arc::default();
+        PeerEntry::new(Peer { target, shared }, now)
+    }
+
+    fn plan(entry: &mut PeerEntry, now: Instant) {
+        entry.plan(&NodeId::new("worker-a").unwrap(), 0, 1, now, BACKOFF_MAX);
+    }
+
+    /// A peer that tells now of many workers, now of few, does not make waiting attempts due.
+    #[test]
+    fn changing_worker_counts_do_not_reset_the_backoff() {
+        let now = Instant::now();
+        let mut entry = entry(7946, now);
+        entry.peer.shared.learn_workers(64);
+        plan(&mut entry, now);
+        assert_eq!(entry.dialled.len(), 64);
+        for dialled in entry.dialled.values_mut() {
+            dialled.dialer.failed(now, 0);
+        }
+        for workers in [1, 64, 1, 64] {
+            entry.peer.shared.learn_workers(workers);
+            plan(&mut entry, now);
+            assert!(entry.dialled.values().all(|d| d.dialer.due() > now));
+        }
+        entry.peer.shared.learn_workers(1);
+        plan(&mut entry, now + BACKOFF_MAX);
+        assert_eq!(entry.dialled.len(), 1);
+    }
+
+    /// A worker whose UDP port would be beyond the last has no address.
+    #[test]
+    fn ports_beyond_the_last_are_no_address() {
+        let now = Instant::now();
+        let entry = entry(65_530, now);
+        entry.peer.shared.learn_workers(u32::MAX);
+        let dialer = Dialer::new(now, BACKOFF_MAX);
+        let locals = [
+            "192.0.2.9:7946".parse().unwrap(),
+            "[2001:db8::9]:7946".parse().unwrap(),
+        ];
+        assert_eq!(entry.way(5, &dialer, &locals).unwrap().1.port(), 65_535);
+        assert_eq!(entry.way(6, &dialer, &locals), None);
+        assert_eq!(entry.way(u32::MAX, &dialer, &locals), None);
     }
 }

@@ -36,6 +36,12 @@ pub mod close {
     pub const TOO_SLOW: u32 = 4;
 }
 
+/// Pieces of unfinished records that one connection may leave in the buffers they came in.
+///
+/// A piece of one byte can keep a receive buffer of 66 KiB: 1024 of them are 66 MiB at worst. An
+/// honest peer has 16 unfinished records of up to 64 KiB, which are fewer pieces than that.
+const CHUNKS_PER_CONNECTION_MAX: usize = 1024;
+
 /// A connection and what waits for it.
 pub struct QuicLink {
     connection: Connection,
@@ -46,7 +52,12 @@ pub struct QuicLink {
     control: Option<StreamId>,
     control_in: BytesMut,
     control_out: Bytes,
+    greeted: bool,
 }
+
+/// A peer opened a control stream beside the one there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecondControlStream;
 
 struct Inbound {
     id: StreamId,
@@ -68,6 +79,7 @@ impl QuicLink {
             control: None,
             control_in: BytesMut::new(),
             control_out: Bytes::new(),
+            greeted: false,
         }
     }
 
@@ -110,7 +122,11 @@ impl QuicLink {
     }
 
     /// Takes the streams that the peer has opened; true if the control stream is among them.
-    pub fn accept_streams(&mut self, dir: Dir) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// There is a control stream already.
+    pub fn accept_streams(&mut self, dir: Dir) -> Result<bool, SecondControlStream> {
         let mut control = false;
         while let Some(id) = self.connection.streams().accept(dir) {
             if dir == Dir::Uni {
@@ -120,12 +136,14 @@ impl QuicLink {
                     readable: true,
                     finished: false,
                 });
+            } else if self.control.is_some() {
+                return Err(SecondControlStream);
             } else {
                 self.control = Some(id);
                 control = true;
             }
         }
-        control
+        Ok(control)
     }
 
     /// A stream has bytes to read.
@@ -159,6 +177,9 @@ impl QuicLink {
             }
             let _ = chunks.finalize();
         }
+        if self.greeted && !self.control_in.is_empty() {
+            return Err("it said more than one hello".to_owned());
+        }
         let Some(length) = self.control_in.first_chunk::<4>() else {
             return Ok(None);
         };
@@ -171,7 +192,12 @@ impl QuicLink {
         };
         let hello = Hello::decode(body).map_err(|error| format!("the hello: {error}"))?;
         self.control_in.advance(4 + length);
-        Ok(Some(hello))
+        self.greeted = true;
+        if self.control_in.is_empty() {
+            Ok(Some(hello))
+        } else {
+            Err("it said more than one hello".to_owned())
+        }
     }
 
     /// Ends the connection; what waits in the queue is lost and counted by the caller.
@@ -295,7 +321,17 @@ impl QuicLink {
             }
         }
         self.inbound.retain(|inbound| !inbound.finished);
+        self.bound_chunks();
         Ok(())
+    }
+
+    fn bound_chunks(&mut self) {
+        let chunks: usize = self.inbound.iter().map(|i| i.assembler.chunks()).sum();
+        if chunks > CHUNKS_PER_CONNECTION_MAX {
+            for inbound in &mut self.inbound {
+                inbound.assembler.join();
+            }
+        }
     }
 }
 

@@ -61,6 +61,30 @@ impl PeerState {
     }
 }
 
+/// Characters kept of a text that came from outside.
+const TEXT_CHARS_MAX: usize = 300;
+
+/// `text`, which a stranger may have written, fit for a log line and a terminal: control characters
+/// escaped, cut off after [`TEXT_CHARS_MAX`] characters.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    let mut rest = text.chars();
+    for character in rest.by_ref().take(TEXT_CHARS_MAX) {
+        match character {
+            // Beside control characters: those that turn the direction of the text around them.
+            '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                printable.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => printable.extend(character.escape_default()),
+            _ => printable.push(character),
+        }
+    }
+    if rest.next().is_some() {
+        printable.push('…');
+    }
+    printable
+}
+
 /// Lets one log line through per second and counts the others.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
@@ -80,5 +104,25 @@ impl Throttle {
         }
         self.last = Some(now);
         Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text from outside cannot begin a line of its own, colour a terminal or fill a log.
+    #[test]
+    fn foreign_texts_are_tamed() {
+        assert_eq!(
+            printable("it showed no certificate"),
+            "it showed no certificate"
+        );
+        assert_eq!(
+            printable("a\nb\u{1b}[31m\u{202e}"),
+            "a\\nb\\u{1b}[31m\\u{202e}"
+        );
+        let long = printable(&"x".repeat(100_000));
+        assert_eq!(long.chars().count(), TEXT_CHARS_MAX + 1);
     }
 }

@@ -325,3 +325,24 @@ fn completes_the_checksum_of_an_inner_packet() {
         assert_eq!(packet, expected);
     }
 }
+
+/// A super-packet in more segments than any kernel sends is refused, whoever claims it; one segment
+/// fewer is accepted.
+#[test]
+fn refuses_floods_of_segments() {
+    let most_tcp = headers(&Tcp::default().partial(&Ip::v4(), &[1; TCP_SEGMENTS_MAX * 30]));
+    let most_udp = headers(&udp_partial(&Ip::v6(), 1, 2, &[1; UDP_SEGMENTS_MAX * 30]));
+    for (kind, packet) in [
+        (GsoKind::Tcp, most_tcp),
+        (GsoKind::TcpEcn, most_tcp),
+        (GsoKind::Udp, most_udp),
+    ] {
+        assert!(VnetHeader::for_packet(gso(kind, 30), &packet).is_ok());
+        for size in [1, 29] {
+            assert_eq!(
+                VnetHeader::for_packet(gso(kind, size), &packet),
+                Err(DropReason::BadOffload)
+            );
+        }
+    }
+}

@@ -21,8 +21,9 @@ use crate::{
     pki::identity::SERVER_NAME,
     tunnel::{
         link::PeerLink,
-        quic::{QuicLink, close},
-        socket::Sent,
+        quic::{QuicLink, SecondControlStream, close},
+        report::printable,
+        socket::{Sent, UnderlaySocket},
         transport::transport_config,
     },
 };
@@ -31,7 +32,7 @@ impl Endpoint {
     /// Runs a connection's events until there are none.
     pub(super) fn drive(&mut self, index: usize, now: Instant) {
         loop {
-            if !self.exchange_endpoint_events(index) {
+            if !self.exchange_endpoint_events(index, now) {
                 return;
             }
             let Some(slot) = self.slot(index) else { return };
@@ -43,7 +44,7 @@ impl Endpoint {
     }
 
     /// Passes events between a connection and the engine; false once the connection is gone.
-    fn exchange_endpoint_events(&mut self, index: usize) -> bool {
+    fn exchange_endpoint_events(&mut self, index: usize, now: Instant) -> bool {
         let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
             return false;
         };
@@ -53,7 +54,7 @@ impl Endpoint {
                 slot.link.connection().handle_event(event);
             }
             if drained {
-                self.forget(index);
+                self.forget(index, now);
                 return false;
             }
         }
@@ -62,6 +63,10 @@ impl Endpoint {
 
     fn on_event(&mut self, index: usize, event: Event, now: Instant) {
         self.mark(index);
+        let is_closing = |slot: &mut Slot| slot.stage == Stage::Closing;
+        if self.slot(index).is_none_or(is_closing) {
+            return;
+        }
         match event {
             Event::HandshakeDataReady | Event::DatagramsUnblocked => {}
             Event::Connected => self.on_connected(index, now),
@@ -79,10 +84,14 @@ impl Endpoint {
                     slot.link.mark_readable(id);
                 }
             }
+            // No node stops a stream. One that did would have us open another each time, and each
+            // would go on in the middle of a record.
+            Event::Stream(StreamEvent::Stopped { .. }) => {
+                self.refuse(index, "it stopped a stream", "stopped stream", now);
+            }
             Event::Stream(
                 StreamEvent::Writable { .. }
                 | StreamEvent::Finished { .. }
-                | StreamEvent::Stopped { .. }
                 | StreamEvent::Available { .. },
             ) => {}
         }
@@ -129,21 +138,55 @@ impl Endpoint {
         } else {
             tracing::debug!(%node, %remote, "accepted");
             self.go_live(index, peer, now);
+            self.bound_accepted(peer, now);
+        }
+    }
+
+    /// A peer has no use for more connections than workers: the oldest makes way.
+    fn bound_accepted(&mut self, peer: PeerId, now: Instant) {
+        let Some(entry) = self.peers.get(&peer) else {
+            return;
+        };
+        let accepted = |index: &usize| {
+            let slot = self.links.get(*index).and_then(Option::as_deref);
+            slot.is_some_and(|slot| !slot.dialled)
+        };
+        let accepted: Vec<usize> = entry.live.iter().copied().filter(accepted).collect();
+        let excess = accepted
+            .len()
+            .saturating_sub(entry.accepted_max(self.context.workers));
+        for index in accepted.into_iter().take(excess) {
+            self.end(index, close::REPLACED, "too many connections", now);
         }
     }
 
     fn on_opened(&mut self, index: usize, dir: Dir, now: Instant) {
         let hello = self.hello(index);
         let Some(slot) = self.slot(index) else { return };
-        if slot.link.accept_streams(dir) {
-            slot.link.say_hello(&hello);
-            self.on_control(index, now);
+        match slot.link.accept_streams(dir) {
+            Ok(false) => {}
+            Ok(true) => {
+                slot.link.say_hello(&hello);
+                self.on_control(index, now);
+            }
+            Err(SecondControlStream) => {
+                let reason = "it opened a second control stream";
+                self.refuse(index, reason, "second control stream", now);
+            }
         }
+    }
+
+    /// Ends the connection of a peer that does not keep to the protocol.
+    fn refuse(&mut self, index: usize, reason: &str, told: &'static str, now: Instant) {
+        let Some(slot) = self.slot(index) else { return };
+        let remote = slot.link.remote();
+        self.end(index, close::MALFORMED, told, now);
+        // Afterwards, so that the operator reads this and not the few words for the peer.
+        self.note_refusal(remote, reason);
     }
 
     fn on_control(&mut self, index: usize, now: Instant) {
         let Some(slot) = self.slot(index) else { return };
-        let remote = slot.link.remote();
         let Some(peer) = slot.peer else { return };
         match slot.link.read_hello() {
             Ok(None) => {}
@@ -152,13 +195,9 @@ impl Endpoint {
             }
             Ok(Some(hello)) => {
                 let reason = format!("it speaks protocol version {}", hello.protocol_version);
-                self.note_refusal(remote, &reason);
-                self.end(index, close::MALFORMED, "protocol version", now);
+                self.refuse(index, &reason, "protocol version", now);
             }
-            Err(reason) => {
-                self.note_refusal(remote, &reason);
-                self.end(index, close::MALFORMED, "malformed hello", now);
-            }
+            Err(reason) => self.refuse(index, &reason, "malformed hello", now),
         }
     }
 
@@ -221,7 +260,7 @@ impl Endpoint {
         let Some(slot) = self.slot(index) else { return };
         let remote = slot.link.remote();
         let stage = slot.stage;
-        let text = reason.to_string();
+        let text = printable(&reason.to_string());
         self.detach(index, &text, now);
         if stage == Stage::Handshaking && !matches!(reason, ConnectionError::TimedOut) {
             self.note_refusal(remote, &text);
@@ -271,7 +310,18 @@ impl Endpoint {
         }
     }
 
-    fn forget(&mut self, index: usize) {
+    /// Gives up the place of a connection that the engine has finished with.
+    ///
+    /// A connection that timed out or was reset is finished at once, before it was asked for its
+    /// last words: its queue and its dialler must hear of the end all the same.
+    fn forget(&mut self, index: usize, now: Instant) {
+        while let Some(slot) = self.slot(index).filter(|slot| slot.stage != Stage::Closing) {
+            match slot.link.connection().poll() {
+                Some(Event::ConnectionLost { reason }) => self.on_lost(index, &reason, now),
+                Some(_) => {}
+                None => self.detach(index, "the connection ended", now),
+            }
+        }
         if let Some(slot) = self.links.get_mut(index) {
             *slot = None;
         }
@@ -281,11 +331,9 @@ impl Endpoint {
     }
 
     pub(super) fn on_bad_record(&mut self, index: usize, error: RecordError, now: Instant) {
-        let Some(slot) = self.slot(index) else { return };
-        let remote = slot.link.remote();
         self.bad_records += 1;
-        self.note_refusal(remote, &format!("malformed record: {error}"));
-        self.end(index, close::MALFORMED, "malformed record", now);
+        let reason = format!("malformed record: {error}");
+        self.refuse(index, &reason, "malformed record", now);
     }
 
     // Dialling.
@@ -293,6 +341,7 @@ impl Endpoint {
     /// Begins every attempt that is due.
     pub fn dial(&mut self, now: Instant) {
         let context = &self.context;
+        let locals: Vec<SocketAddr> = self.sockets.iter().map(UnderlaySocket::local).collect();
         let mut due = Vec::new();
         for (id, entry) in &mut self.peers {
             entry.plan(
@@ -303,22 +352,26 @@ impl Endpoint {
                 context.settings.reconnect_max,
             );
             for (connection, dialled) in &entry.dialled {
-                if dialled.link.is_none()
-                    && dialled.dialer.due() <= now
-                    && let Some(address) = entry.address(*connection, &dialled.dialer)
-                {
-                    due.push((*id, *connection, entry.node().clone(), address));
+                if dialled.link.is_none() && dialled.dialer.due() <= now {
+                    let way = entry.way(*connection, &dialled.dialer, &locals);
+                    due.push((*id, *connection, entry.node().clone(), way));
                 }
             }
         }
-        for (peer, connection, node, address) in due {
-            let error = self.dial_one(peer, connection, &node, address, now).err();
+        for (peer, connection, node, way) in due {
+            let dialled = match way {
+                Some(way) => self.dial_one(peer, connection, &node, way, now),
+                None => Err(format!(
+                    "it has no address of a family that this node has one of, with a UDP port left for its worker of connection {connection}"
+                )),
+            };
+            let error = dialled.err();
             let spread = self.context.boot_id.rotate_left(connection % 64) ^ u64::from(peer.0);
             let Some(entry) = self.peers.get_mut(&peer) else {
                 continue;
             };
             if let (Some(error), Some(dialled)) = (error, entry.dialled.get_mut(&connection)) {
-                tracing::warn!(peer = %node, %address, %error, "cannot dial");
+                tracing::debug!(peer = %node, ?way, %error, "cannot dial");
                 entry.last_error = error;
                 dialled.dialer.failed(now, spread);
             }
@@ -330,7 +383,7 @@ impl Endpoint {
         peer: PeerId,
         connection: u32,
         node: &NodeId,
-        address: SocketAddr,
+        (socket, address): (usize, SocketAddr),
         now: Instant,
     ) -> Result<(), String> {
         let tls = self.context.identity.client_config(node.clone());
@@ -342,7 +395,8 @@ impl Endpoint {
             .engine
             .connect(now, config, address, SERVER_NAME)
             .map_err(|e| e.to_string())?;
-        self.insert(handle, QuicLink::new(quic), Some((peer, connection)), now);
+        let link = QuicLink::new(quic);
+        self.insert(handle, link, socket, Some((peer, connection)), now);
         if let Some(dialled) = self
             .peers
             .get_mut(&peer)
@@ -357,6 +411,7 @@ impl Endpoint {
         &mut self,
         handle: ConnectionHandle,
         link: QuicLink,
+        socket: usize,
         dialled: Option<(PeerId, u32)>,
         now: Instant,
     ) {
@@ -367,9 +422,11 @@ impl Endpoint {
             *place = Some(Box::new(Slot {
                 link,
                 handle,
+                socket,
                 peer: dialled.map(|(peer, _)| peer),
                 connection: dialled.map(|(_, connection)| connection),
                 dialled: dialled.is_some(),
+                proven: dialled.is_some(),
                 boot_id: None,
                 stage: Stage::Handshaking,
                 since: now,
@@ -443,12 +500,13 @@ impl Endpoint {
     /// A connection that was not wanted, named in the log once a second and kept for the operator.
     pub(super) fn note_refusal(&mut self, remote: SocketAddr, reason: &str) {
         let now = Instant::now();
+        let reason = printable(reason);
         let entry = self
             .peers
             .values_mut()
             .find(|entry| entry.has_address(remote.ip()));
         let node = entry.map(|entry| {
-            entry.last_error = reason.to_owned();
+            entry.last_error.clone_from(&reason);
             entry.node().to_string()
         });
         if let Some(suppressed) = self.refusals.allow(now) {
@@ -469,7 +527,7 @@ impl Endpoint {
             let round = sends;
             slot.link.flush();
             loop {
-                let Some(socket) = pick(&mut self.sockets, slot.link.remote()) else {
+                let Some(socket) = self.sockets.get_mut(slot.socket) else {
                     return false;
                 };
                 if socket.is_held() {
@@ -497,22 +555,26 @@ impl Endpoint {
                 break;
             }
         }
-        self.exchange_endpoint_events(index);
+        self.exchange_endpoint_events(index, now);
         false
     }
 
-    pub(super) fn respond(&mut self, transmit: Transmit) {
+    pub(super) fn respond(&mut self, socket: usize, transmit: Transmit) {
         let contents = self
             .scratch
             .get(..transmit.size)
             .unwrap_or_default()
             .to_vec();
-        self.responses.push((transmit, contents));
+        self.responses.push((socket, transmit, contents));
     }
 
     pub(super) fn send_responses(&mut self) {
-        for (transmit, contents) in std::mem::take(&mut self.responses) {
-            if let Some(socket) = pick(&mut self.sockets, transmit.destination) {
+        for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
+            // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
+            // again and does not take its place.
+            if let Some(socket) = self.sockets.get_mut(socket)
+                && !socket.is_held()
+            {
                 socket.send(transmit, &contents);
             }
         }
@@ -531,16 +593,6 @@ impl Endpoint {
             self.dirty.push(index);
         }
     }
-}
-
-/// The socket of the same address family.
-fn pick(
-    sockets: &mut [crate::tunnel::socket::UnderlaySocket],
-    remote: SocketAddr,
-) -> Option<&mut crate::tunnel::socket::UnderlaySocket> {
-    sockets
-        .iter_mut()
-        .find(|socket| socket.local().is_ipv4() == remote.is_ipv4())
 }
 
 /// Largest UDP payload of an IP packet of `mtu` bytes: less 20 or 40 bytes of IP and 8 of UDP.

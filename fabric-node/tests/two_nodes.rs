@@ -275,9 +275,9 @@ fn pod(index: usize, offloads: TunOffloads) -> (Netns, Tun) {
 
 /// Echoes every size over TCP and UDP between the pods, and checks who is seen.
 fn echo_all(both: &TwoNodes) {
-    for family in 0..2 {
-        let server: IpAddr = PODS[1][family].parse().unwrap();
-        let client: IpAddr = PODS[0][family].parse().unwrap();
+    for (client, server) in PODS[0].iter().zip(PODS[1]) {
+        let server: IpAddr = server.parse().unwrap();
+        let client: IpAddr = client.parse().unwrap();
         for size in [1, 1400, 8000, 60_000] {
             tcp_echo(both, server, client, size);
             udp_echo(both, server, client, size);

@@ -13,7 +13,7 @@ use fabric_proto::admin::Document;
 
 use super::{
     Families, Family, Interrupt, Lab, LabName, LabOptions, Progress, command, demo, place::Place,
-    rootless, state::LabState, status::LabStatus, teardown, underlay::inside,
+    rootless, state::{LabState, Wrappers}, status::LabStatus, teardown, underlay::inside,
 };
 use crate::cli::{exit::Failure, output::Output};
 
@@ -261,6 +261,7 @@ fn options(
         families: network.families(),
         underlay: network.underlay,
         bin_dir,
+        wrappers: Wrappers::default(),
     })
 }
 

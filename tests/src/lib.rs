@@ -1,1 +1,11 @@
-//! tests
+//! What the integration tests share: labs made of the real release binaries, traffic inside of them,
+//! and questions to the daemons. The tests themselves are in `tests/`.
+
+pub mod account;
+pub mod eventually;
+pub mod operator;
+pub mod plugin;
+pub mod probe;
+pub mod sources;
+pub mod stage;
+pub mod traffic;

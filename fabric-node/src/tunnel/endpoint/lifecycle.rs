@@ -31,18 +31,28 @@ impl Endpoint {
     /// Runs a connection's events until there are none.
     pub(super) fn drive(&mut self, index: usize, now: Instant) {
         loop {
-            if !self.exchange_endpoint_events(index) {
+            let drained = self.exchange_endpoint_events(index);
+            let mut progress = false;
+            while let Some(event) = self
+                .slot(index)
+                .and_then(|slot| slot.link.connection().poll())
+            {
+                progress = true;
+                self.on_event(index, event, now);
+            }
+            // Last: a connection that times out or is reset is drained at once, and why it was lost
+            // is still among its events.
+            if drained {
+                self.forget(index, now);
                 return;
             }
-            let Some(slot) = self.slot(index) else { return };
-            let Some(event) = slot.link.connection().poll() else {
+            if !progress {
                 return;
-            };
-            self.on_event(index, event, now);
+            }
         }
     }
 
-    /// Passes events between a connection and the engine; false once the connection is gone.
+    /// Passes events between a connection and the engine; true once the engine has let go of it.
     fn exchange_endpoint_events(&mut self, index: usize) -> bool {
         let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
             return false;
@@ -53,11 +63,10 @@ impl Endpoint {
                 slot.link.connection().handle_event(event);
             }
             if drained {
-                self.forget(index);
-                return false;
+                return true;
             }
         }
-        true
+        false
     }
 
     fn on_event(&mut self, index: usize, event: Event, now: Instant) {
@@ -271,12 +280,16 @@ impl Endpoint {
         }
     }
 
-    fn forget(&mut self, index: usize) {
+    /// Removes a connection that the engine has let go of; its number will be another's.
+    fn forget(&mut self, index: usize, now: Instant) {
+        if self
+            .slot(index)
+            .is_some_and(|slot| slot.stage != Stage::Closing)
+        {
+            self.detach(index, "the connection ended", now);
+        }
         if let Some(slot) = self.links.get_mut(index) {
             *slot = None;
-        }
-        for entry in self.peers.values_mut() {
-            entry.live.retain(|live| *live != index);
         }
     }
 
@@ -497,7 +510,10 @@ impl Endpoint {
                 break;
             }
         }
-        self.exchange_endpoint_events(index);
+        if self.exchange_endpoint_events(index) {
+            self.drive(index, now);
+            self.forget(index, now);
+        }
         false
     }
 

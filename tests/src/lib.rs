@@ -3,9 +3,11 @@
 
 pub mod account;
 pub mod eventually;
+pub mod machine;
 pub mod operator;
 pub mod plugin;
 pub mod probe;
 pub mod sources;
 pub mod stage;
+pub mod trace;
 pub mod traffic;

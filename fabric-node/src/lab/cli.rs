@@ -12,8 +12,13 @@ use clap::{Args, Subcommand};
 use fabric_proto::admin::Document;
 
 use super::{
-    Families, Family, Interrupt, Lab, LabName, LabOptions, Progress, command, demo, place::Place,
-    rootless, state::{LabState, Wrappers}, status::LabStatus, teardown, underlay::inside,
+    Families, Family, Interrupt, Lab, LabName, LabOptions, Progress, command, demo,
+    place::Place,
+    rootless,
+    state::{LabState, Wrappers},
+    status::LabStatus,
+    teardown,
+    underlay::inside,
 };
 use crate::cli::{exit::Failure, output::Output};
 

@@ -29,9 +29,12 @@ UNIT_TESTS := $(filter-out $(NETNS_TESTS),$(call test-names,$(wildcard fabric-*/
 # What `make test` runs, in this order: what fails fastest comes first.
 TEST_STAGES := fmt-check lint doc build unit netns lab bench-check
 
-# How the comparison with wireguard-go is called, as a report and as a check with a verdict.
-BENCH_PEERS := $(CARGO) run $(LOCKED) --release -p fabric-benches --bin bench-peers --
+# The comparison with wireguard-go, as a report and as a check with a verdict. The runner only starts
+# and reads others, so it is built with the tests; what it measures are the release programs.
+BENCH_PEERS := $(TARGET_DIR)/debug/bench-peers
+BUILD_BENCH_PEERS := $(CARGO) build $(LOCKED) --workspace --bin bench-peers
 BENCH_CHECK_ARGS ?= --check
+BENCH_PEERS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
 	bench bench-peers deny clean-lab
@@ -79,6 +82,7 @@ lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile p
 	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
 
 bench-check: build ## Fail unless one TCP stream beats wireguard-go by the promised factor; needs root
+	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_CHECK_ARGS)
 
 bench: ## Micro-benchmarks of the packet path
@@ -86,7 +90,8 @@ bench: ## Micro-benchmarks of the packet path
 
 bench-peers: build ## Side by side with wireguard-go and plain veth, on this machine; needs root
 	@scripts/install-deps test
-	$(BENCH_PEERS)
+	$(BUILD_BENCH_PEERS)
+	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

@@ -14,14 +14,15 @@ const SCRIPT_MAX: Duration = Duration::from_secs(240);
 /// Functions for the scripts.
 const PRELUDE: &str = r#"
 set -eu
-mount -t tmpfs -o mode=0755 tmpfs /run
+mount -t tmpfs -o mode=0755 machine /run
 ip link set lo up
 
 # What there is: named namespaces, interfaces, mounts, files that a lab could leave, processes.
 inventory() {
     echo namespaces; ip netns list
     echo interfaces; ip -o link | cut -d: -f2 | sort
-    echo mounts; cut -d' ' -f2,3 /proc/self/mounts
+    # Those of the real machine come first, and go when it takes them away.
+    echo mounts; sed '1,/^machine /d' /proc/self/mounts | cut -d' ' -f2,3
     echo files; find /run /dev/net -xdev | sort; find /tmp "${TMPDIR:-/tmp}" -maxdepth 1 -name 'fabric*' | sort
     echo processes
     for stat in /proc/[0-9]*/stat; do

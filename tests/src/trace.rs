@@ -16,19 +16,22 @@ pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_NEWADDR: u16 = 20;
 /// Adds a route.
 pub const RTM_NEWROUTE: u16 = 24;
-/// All requests the product may make: GETLINK, SETLINK, addresses and routes.
-const REQUESTS: [u16; 9] = [
-    RTM_NEWLINK,
-    18,
-    19,
-    RTM_NEWADDR,
-    21,
-    22,
-    RTM_NEWROUTE,
-    25,
-    26,
-];
+/// Takes a device away, as a TUN device that nobody needs.
+const RTM_DELLINK: u16 = 17;
 const RTM_SETLINK: u16 = 19;
+/// All requests the product may make.
+const REQUESTS: [u16; 10] = [
+    RTM_NEWLINK,
+    RTM_DELLINK,
+    18, // RTM_GETLINK
+    RTM_SETLINK,
+    RTM_NEWADDR,
+    21, // RTM_DELADDR
+    22, // RTM_GETADDR
+    RTM_NEWROUTE,
+    25, // RTM_DELROUTE
+    26, // RTM_GETROUTE
+];
 
 /// Flag of a request that makes what is not there (linux/netlink.h).
 const NLM_F_CREATE: u16 = 0x400;

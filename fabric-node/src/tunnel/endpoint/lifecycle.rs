@@ -224,6 +224,7 @@ impl Endpoint {
             tracing::info!(peer = %entry.node(), %remote, "peer connected");
         }
         entry.live.push(index);
+        self.changed = true;
     }
 
     fn on_lost(&mut self, index: usize, reason: &ConnectionError, now: Instant) {
@@ -464,6 +465,7 @@ impl Endpoint {
             entry.last_error = reason.to_owned();
             entry.node().to_string()
         });
+        self.changed |= node.is_some();
         if let Some(suppressed) = self.refusals.allow(now) {
             let node = node.as_deref().unwrap_or("<unknown>");
             tracing::warn!(address_of = node, %remote, reason, suppressed, "connection refused");

@@ -66,8 +66,9 @@ fmt-check: ## Refuse code that is not formatted
 lint: ## Clippy on everything, warnings are errors
 	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
 
+# Documentation here is for those who change the code: links to private items are wanted.
 doc: ## Rustdoc of everything, private items too, warnings are errors
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items
 
 # The packages are the same in all three, only the targets differ: so are the features, and nothing
 # is compiled twice.

@@ -82,7 +82,7 @@ struct NetworkArgs {
     /// IPv6 only, inside and underneath
     #[arg(long, conflicts_with = "dual")]
     ipv6: bool,
-    /// IPv4 and IPv6, inside and underneath [default]
+    /// IPv4 and IPv6, inside and underneath; so it is without any of the three
     #[arg(long)]
     dual: bool,
     /// Family that carries the tunnels [default: IPv4, unless --ipv6]

@@ -57,7 +57,8 @@ drop_reasons! {
     Truncated = "TRUNCATED",
     /// Neither IPv4 nor IPv6.
     BadVersion = "BAD_VERSION",
-    /// IPv4 header length below 20 bytes or beyond the packet.
+    /// A header length that cannot be: IPv4 below 20 bytes or beyond the packet, a malformed IPv4
+    /// option list, TCP below 20 bytes.
     BadHeaderLength = "BAD_HEADER_LENGTH",
     /// Total length below the header's, or an IPv6 jumbogram.
     BadTotalLength = "BAD_TOTAL_LENGTH",

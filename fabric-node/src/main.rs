@@ -1,6 +1,6 @@
 //! `fabric-node`, the daemon of a worker.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fabric_node::{app, config};
@@ -70,14 +70,22 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to stderr; `FABRIC_LOG` takes the usual filter syntax, `info` by default.
+/// Logs go to stderr, in colour only on a terminal; `FABRIC_LOG` takes the usual filter syntax,
+/// `info` by default.
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("FABRIC_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(in_colour())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+}
+
+/// A terminal, unless the user asks otherwise (<https://no-color.org>).
+fn in_colour() -> bool {
+    std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

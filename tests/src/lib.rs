@@ -1,1 +1,15 @@
-//! tests
+//! What the integration tests share: labs made of the real release binaries, traffic inside of them,
+//! and questions to the daemons; and a fabric simulated in memory. The tests themselves are in
+//! `tests/`.
+
+pub mod account;
+pub mod eventually;
+pub mod machine;
+pub mod operator;
+pub mod plugin;
+pub mod probe;
+pub mod sim;
+pub mod sources;
+pub mod stage;
+pub mod trace;
+pub mod traffic;

@@ -285,6 +285,7 @@ mod tests {
     fn answering(dir: &Path, answer: &'static [u8]) -> PathBuf {
         let path = dir.join("odd.sock");
         let listener = UnixListener::bind(&path).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 1024];

@@ -308,6 +308,7 @@ mod tests {
             let shutdown = async move {
                 let _ = stopped.await;
             };
+            #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
             let task = tokio::spawn(serve(listener, Arc::new(Sample { state }), shutdown));
             Self { dir, stop, task }
         }
@@ -406,6 +407,7 @@ mod tests {
         for _ in 0..CONNECTIONS_MAX {
             idle.push(UnixStream::connect(&path).await.unwrap());
         }
+        #[expect(clippy::disallowed_methods, reason = "the test awaits it")]
         let waiting = tokio::spawn({
             let client = running.client();
             async move { client.status().await }

@@ -12,8 +12,13 @@ use clap::{Args, Subcommand};
 use fabric_proto::admin::Document;
 
 use super::{
-    Families, Family, Interrupt, Lab, LabName, LabOptions, Progress, command, demo, place::Place,
-    rootless, state::LabState, status::LabStatus, teardown, underlay::inside,
+    Families, Family, Interrupt, Lab, LabName, LabOptions, Progress, command, demo,
+    place::Place,
+    rootless,
+    state::{LabState, Wrappers},
+    status::LabStatus,
+    teardown,
+    underlay::inside,
 };
 use crate::cli::{exit::Failure, output::Output};
 
@@ -77,7 +82,7 @@ struct NetworkArgs {
     /// IPv6 only, inside and underneath
     #[arg(long, conflicts_with = "dual")]
     ipv6: bool,
-    /// IPv4 and IPv6, inside and underneath [default]
+    /// IPv4 and IPv6, inside and underneath; so it is without any of the three
     #[arg(long)]
     dual: bool,
     /// Family that carries the tunnels [default: IPv4, unless --ipv6]
@@ -261,6 +266,7 @@ fn options(
         families: network.families(),
         underlay: network.underlay,
         bin_dir,
+        wrappers: Wrappers::default(),
     })
 }
 

@@ -140,7 +140,7 @@ pub fn start(state: &LabState, worker: &Worker) -> anyhow::Result<u32> {
         .append(true)
         .open(worker.log_file())
         .with_context(|| format!("cannot open {}", worker.log_file().display()))?;
-    let mut daemon = Command::new(state.bin_dir.join(DAEMON));
+    let mut daemon = wrapped(&state.wrappers.daemon, &state.bin_dir.join(DAEMON));
     daemon
         .arg("run")
         .arg("--config")
@@ -154,6 +154,19 @@ pub fn start(state: &LabState, worker: &Worker) -> anyhow::Result<u32> {
     let child = inside(&worker.netns, move || Ok(daemon.spawn()?))
         .with_context(|| format!("cannot start the daemon of {}", worker.name))?;
     Ok(child.id())
+}
+
+/// The command that runs `program` under `wrapper`, or as it is where that is empty.
+#[must_use]
+pub fn wrapped(wrapper: &[String], program: &Path) -> Command {
+    match wrapper.split_first() {
+        Some((tool, arguments)) => {
+            let mut command = Command::new(tool);
+            command.args(arguments).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
 }
 
 /// The daemon of a worker, if it runs.

@@ -37,7 +37,7 @@ pub use self::{
     name::LabName,
     plan::{Families, Family, LabOptions},
     progress::Progress,
-    state::{LabState, Pod, Worker},
+    state::{LabState, Pod, Worker, Wrappers},
 };
 
 /// A lab that is up. Dropping it takes it down, unless [`Lab::keep`] was called or it was found by

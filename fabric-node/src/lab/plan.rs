@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     name::{self, LabName, UNDERLAY},
     place::Place,
-    state::{LabState, Pod, STATE_VERSION, Worker},
+    state::{LabState, Pod, STATE_VERSION, Worker, Wrappers},
 };
 
 /// Most workers in one lab: each is a process with several threads.
@@ -103,6 +103,8 @@ pub struct LabOptions {
     pub underlay: Option<Family>,
     /// Folder of the programs `fabric-node` and `fabric-cni`.
     pub bin_dir: PathBuf,
+    /// Commands that the programs are run under.
+    pub wrappers: Wrappers,
 }
 
 impl LabOptions {
@@ -116,6 +118,7 @@ impl LabOptions {
             families: Families::Dual,
             underlay: None,
             bin_dir,
+            wrappers: Wrappers::default(),
         }
     }
 
@@ -192,6 +195,7 @@ pub fn lay_out(options: &LabOptions, place: &Place) -> anyhow::Result<LabState> 
         underlay_netns: netns(UNDERLAY),
         folder,
         bin_dir: options.bin_dir.clone(),
+        wrappers: options.wrappers.clone(),
         underlay_mtu: options.underlay_mtu,
         netns_dir_made: false,
         holder: None,

@@ -1,7 +1,7 @@
 //! Attaching pods as a container runtime does: exec of `fabric-cni` with the environment and the
 //! standard input of the CNI specification.
 
-use std::{net::IpAddr, path::Path, process::Command, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     command,
+    daemon::wrapped,
     state::{CNI_NETWORK, LabState, Pod, Worker},
     underlay::inside,
 };
@@ -72,7 +73,7 @@ fn call(state: &LabState, worker: &Worker, pod: &Pod, verb: &str) -> anyhow::Res
         // A runtime hands back what ADD answered.
         config["prevResult"] = previous_result(pod);
     }
-    let mut program = Command::new(state.bin_dir.join(PLUGIN));
+    let mut program = wrapped(&state.wrappers.plugin, &state.bin_dir.join(PLUGIN));
     program
         .env_clear()
         .env("CNI_COMMAND", verb)

@@ -32,6 +32,9 @@ pub struct LabState {
     pub folder: PathBuf,
     /// Folder of `fabric-node` and `fabric-cni`.
     pub bin_dir: PathBuf,
+    /// Commands that the programs are run under.
+    #[serde(default, skip_serializing_if = "Wrappers::is_empty")]
+    pub wrappers: Wrappers,
     /// Namespace of the bridge between the workers.
     pub underlay_netns: PathBuf,
     /// MTU of the underlay (bytes).
@@ -44,6 +47,26 @@ pub struct LabState {
     pub workers: Vec<Worker>,
     /// The pods, in order of their workers.
     pub pods: Vec<Pod>,
+}
+
+/// Commands that the product's programs are run under, as for tracing: the program and its arguments
+/// follow the words given here. Empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Wrappers {
+    /// For `fabric-node`. Must become the daemon's process, as `strace -D` does: the lab stops the
+    /// process it started.
+    #[serde(default)]
+    pub daemon: Vec<String>,
+    /// For `fabric-cni`. Must leave standard input, standard output and exit status alone.
+    #[serde(default)]
+    pub plugin: Vec<String>,
+}
+
+impl Wrappers {
+    fn is_empty(&self) -> bool {
+        self.daemon.is_empty() && self.plugin.is_empty()
+    }
 }
 
 /// A worker.

@@ -25,6 +25,7 @@ impl Rig {
         let world = World::begin();
         let attacher = Arc::new(world.attacher(folder.path()));
         let server = CniServer::bind(&folder.path().join("run/cni.sock")).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
         let serving = tokio::spawn(server.serve(Arc::clone(&attacher)));
         Self {
             folder,

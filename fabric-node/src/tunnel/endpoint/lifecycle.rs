@@ -519,6 +519,7 @@ impl Endpoint {
             entry.last_error.clone_from(&reason);
             entry.node().to_string()
         });
+        self.changed |= node.is_some();
         if let Some(suppressed) = self.refusals.allow(now) {
             let node = node.as_deref().unwrap_or("<unknown>");
             tracing::warn!(address_of = node, %remote, reason, suppressed, "connection refused");

@@ -1,0 +1,103 @@
+# Everything a person or a machine does with this repository. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Stages build on each other and share one machine: never two at once, whatever -j says.
+.NOTPARALLEL:
+
+CARGO ?= cargo
+# Every target uses these, so that `make demo` and `make test` share what was built.
+LOCKED := --locked
+PRODUCT := -p fabric-node -p fabric-cni --bins
+
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Where toolchains and system programs are, for shells that have not read a profile.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/cargo/bin:/usr/local/go/bin:/usr/sbin:/sbin
+export FABRIC_BIN_DIR ?= $(TARGET_DIR)/release
+
+# Namespaces, interfaces and throughput belong to the whole machine: one such test at a time.
+ONE_AT_A_TIME := -- --test-threads=1
+
+# Integration tests by where they run: in namespaces, in labs of the whole product, anywhere.
+test-files = $(foreach dir,$(1),$(wildcard $(dir)/*.rs) $(patsubst %/main.rs,%.rs,$(wildcard $(dir)/*/main.rs)))
+test-names = $(sort $(basename $(notdir $(call test-files,$(1)))))
+NETNS_TESTS := two_nodes
+LAB_TESTS := $(call test-names,tests/tests)
+UNIT_TESTS := $(filter-out $(NETNS_TESTS),$(call test-names,$(wildcard fabric-*/tests proto/tests benches/tests)))
+
+# What `make test` runs, in this order: what fails fastest comes first.
+TEST_STAGES := fmt-check lint doc build unit netns lab bench-check
+
+# The comparison with wireguard-go, as a report and as a check with a verdict. The runner only starts
+# and reads others, so it is built with the tests; what it measures are the release programs.
+BENCH_PEERS := $(TARGET_DIR)/debug/bench-peers
+BUILD_BENCH_PEERS := $(CARGO) build $(LOCKED) --workspace --bin bench-peers
+BENCH_CHECK_ARGS ?= --check
+BENCH_PEERS_ARGS ?=
+
+.PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
+	bench bench-peers deny clean-lab
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## From a fresh machine to the proof: install, build, run `fabric lab demo`
+	@scripts/install-deps demo
+	@scripts/build-for-demo
+	@$(FABRIC_BIN_DIR)/fabric lab demo
+
+test: ## Everything that CI runs, stopping at the first stage that fails; needs root
+	@scripts/install-deps test
+	@scripts/run-stages $(TEST_STAGES)
+
+install-deps: ## Install what the other targets need, or say what is missing
+	@scripts/install-deps test
+
+build: ## Build the programs fabric, fabric-node and fabric-cni (release)
+	$(CARGO) build $(LOCKED) --release $(PRODUCT)
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+fmt-check: ## Refuse code that is not formatted
+	$(CARGO) fmt --all --check
+
+lint: ## Clippy on everything, warnings are errors
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
+
+# Documentation here is for those who change the code: links to private items are wanted.
+doc: ## Rustdoc of everything, private items too, warnings are errors
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items
+
+# The packages are the same in all three, only the targets differ: so are the features, and nothing
+# is compiled twice.
+unit: ## Unit, property, documentation and command tests of all crates; needs root
+	$(CARGO) test $(LOCKED) --workspace --lib --bins $(addprefix --test ,$(UNIT_TESTS))
+	$(CARGO) test $(LOCKED) --workspace --doc
+
+netns: ## Tests of the data plane in network namespaces; needs root
+	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(NETNS_TESTS)) $(ONE_AT_A_TIME)
+
+lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile peers; needs root
+	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
+
+bench-check: build ## Fail unless one TCP stream beats wireguard-go by the promised factor; needs root
+	$(BUILD_BENCH_PEERS)
+	$(BENCH_PEERS) $(BENCH_CHECK_ARGS)
+
+bench: ## Micro-benchmarks of the packet path
+	$(CARGO) bench $(LOCKED) -p fabric-benches
+
+bench-peers: build ## Side by side with wireguard-go and plain veth, on this machine; needs root
+	@scripts/install-deps test
+	$(BUILD_BENCH_PEERS)
+	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
+
+deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
+	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \
+		"\`cargo install cargo-deny --locked\` builds it, in some minutes" >&2; exit 1; }
+	$(CARGO) deny $(LOCKED) check licenses bans sources
+
+clean-lab: ## Take down all labs of this user, whatever state they are in
+	@scripts/clean-lab

@@ -1,0 +1,216 @@
+//! Every pod reaches every other pod, in every kind of lab: ping, TCP and UDP, small and large,
+//! always with its own address.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, atomic::AtomicU32, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use fabric_node::lab::{Families, Family, Lab, LabOptions, Pod};
+use fabric_tests::{
+    account::check_conserved,
+    operator::fabric,
+    stage::Stage,
+    traffic::{ping_seen, tcp_echo, udp_echo},
+};
+use serde_json::Value;
+
+/// Payloads (bytes): one byte, just below and beyond one packet, and the largest that UDP carries,
+/// rounded down.
+const SIZES: [usize; 4] = [1, 1400, 8000, 60_000];
+/// Pairs tried side by side.
+const SIDE_BY_SIDE: usize = 4;
+/// How long the whole matrix of the largest lab may take.
+const MATRIX_MAX: Duration = Duration::from_secs(60);
+
+/// A lab built by the command line serves all ordered pairs of its pods over both families, tells
+/// its state as JSON, passes on exit statuses, and leaves nothing behind.
+#[test]
+fn three_workers_built_by_the_command_line() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let name = stage.name("cli")?;
+    let run = |arguments: &[&str]| {
+        let arguments: Vec<&str> = [&["lab"], arguments, &["--name", name.as_str()]].concat();
+        fabric(&stage, &arguments)
+    };
+    let up = run(&["up", "--workers", "3", "--pods", "2"])?;
+    ensure!(up.status.success(), "lab up: {}", up.stderr);
+    // From here on the end of this value takes the lab down, whatever fails.
+    let lab = Lab::open(&name)?;
+    let down = TakeDown(&stage, name.as_str());
+
+    let told: Value = serde_json::from_str(&run(&["status", "-o", "json"])?.stdout)?;
+    let names = |list: &str| -> Vec<String> {
+        let items = told.get(list).and_then(Value::as_array);
+        let name_of = |item: &Value| item.get("name")?.as_str().map(str::to_owned);
+        items.into_iter().flatten().filter_map(name_of).collect()
+    };
+    assert_eq!(names("workers"), ["worker-a", "worker-b", "worker-c"]);
+    assert_eq!(
+        names("pods"),
+        [
+            "pod-a-1", "pod-a-2", "pod-b-1", "pod-b-2", "pod-c-1", "pod-c-2"
+        ]
+    );
+    let unique: HashSet<_> = lab.pods().iter().flat_map(|pod| &pod.addresses).collect();
+    assert_eq!(unique.len(), 12, "{unique:?}");
+
+    for (script, status) in [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137)] {
+        let exec = ["lab", "exec", "--name", name.as_str(), "pod-b-1", "--"];
+        let ended = fabric(&stage, &[&exec[..], &["sh", "-c", script]].concat())?;
+        let by_signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
+        let code = ended.status.code().or(by_signal.map(|signal| 128 + signal));
+        assert_eq!(code, Some(status), "{script}: {}", ended.stderr);
+    }
+
+    let begin = Instant::now();
+    let again = matrix(&lab, &[false, true], &SIZES)?;
+    let took = begin.elapsed();
+    println!("30 pairs, 2 families in {took:?}; {again} datagrams sent again");
+    assert!(took < MATRIX_MAX, "{took:?}");
+    for worker in lab.workers() {
+        check_conserved(worker)?;
+    }
+    drop(down);
+    let left = run(&["status"])?;
+    assert!(
+        !left.status.success() && left.stderr.contains("no lab"),
+        "{}",
+        left.stderr
+    );
+    Ok(())
+}
+
+/// Pods with IPv4 alone reach each other, and have no IPv6 address.
+#[test]
+fn ipv4_alone() -> anyhow::Result<()> {
+    one_kind("v4", &[false], |options| options.families = Families::Ipv4)
+}
+
+/// Pods with IPv6 alone reach each other, and have no IPv4 address.
+#[test]
+fn ipv6_alone() -> anyhow::Result<()> {
+    one_kind("v6", &[true], |options| options.families = Families::Ipv6)
+}
+
+/// Both families cross an underlay on which the tunnels run over IPv6.
+#[test]
+fn dual_over_an_ipv6_underlay() -> anyhow::Result<()> {
+    one_kind("over6", &[false, true], |options| {
+        options.underlay = Some(Family::Ipv6);
+    })
+}
+
+/// Pods with IPv4 alone cross an underlay that has IPv6 alone.
+#[test]
+fn ipv4_over_an_ipv6_underlay() -> anyhow::Result<()> {
+    one_kind("4over6", &[false], |options| {
+        options.families = Families::Ipv4;
+        options.underlay = Some(Family::Ipv6);
+    })
+}
+
+/// Jumbo frames underneath change nothing for the pods.
+#[test]
+fn jumbo_underlay() -> anyhow::Result<()> {
+    one_kind("jumbo", &[false, true], |options| {
+        options.underlay_mtu = 9000;
+    })
+}
+
+/// Pods keep their MTU of 1500 over an underlay with less than that, and lose nothing by it.
+#[test]
+fn narrow_underlay() -> anyhow::Result<()> {
+    one_kind("narrow", &[false, true], |options| {
+        options.underlay_mtu = 1400;
+    })
+}
+
+/// The narrowest underlay that IPv6 allows is enough.
+#[test]
+fn narrowest_underlay() -> anyhow::Result<()> {
+    one_kind("narrowest", &[false, true], |options| {
+        options.underlay_mtu = 1280;
+        options.underlay = Some(Family::Ipv6);
+    })
+}
+
+fn one_kind(
+    purpose: &str,
+    families: &[bool],
+    change: impl FnOnce(&mut LabOptions),
+) -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let mut options = stage.options(purpose, 2, 2)?;
+    // A neighbour on one side is enough to see the way within a node.
+    options.pods = vec![2, 1];
+    change(&mut options);
+    let lab = Lab::up(&options)?;
+    for pod in lab.pods() {
+        let has: Vec<bool> = pod.addresses.iter().map(|ip| ip.is_ipv6()).collect();
+        assert_eq!(has, families, "{} has {:?}", pod.name, pod.addresses);
+    }
+    let sizes = [&SIZES[..], &[1472, 1473, 1452, 1453]].concat();
+    let again = matrix(&lab, families, &sizes)?;
+    println!("{purpose}: {again} datagrams sent again");
+    for worker in lab.workers() {
+        check_conserved(worker)?;
+    }
+    lab.down()
+}
+
+/// Tries all ordered pairs; how many datagrams had to be sent again.
+fn matrix(lab: &Lab, families: &[bool], sizes: &[usize]) -> anyhow::Result<u32> {
+    let pods = lab.pods();
+    let mut work = Vec::new();
+    for from in pods {
+        for to in pods.iter().filter(|to| to.name != from.name) {
+            work.extend(families.iter().map(|ipv6| (from, to, *ipv6)));
+        }
+    }
+    let again = AtomicU32::new(0);
+    let failures = Mutex::new(Vec::new());
+    let work = Mutex::new(work);
+    thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                loop {
+                    let Some((from, to, ipv6)) = work.lock().unwrap().pop() else {
+                        break;
+                    };
+                    match pair(from, to, ipv6, sizes) {
+                        Ok(count) => drop(again.fetch_add(count, Ordering::Relaxed)),
+                        Err(error) => failures.lock().unwrap().push(format!("{error:#}")),
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(again.into_inner())
+}
+
+fn pair(from: &Pod, to: &Pod, ipv6: bool, sizes: &[usize]) -> anyhow::Result<u32> {
+    let what = || format!("{} -> {} (IPv6: {ipv6})", from.name, to.name);
+    ping_seen(from, to, ipv6).with_context(what)?;
+    tcp_echo(from, to, ipv6, sizes).with_context(what)?;
+    udp_echo(from, to, ipv6, sizes).with_context(what)
+}
+
+struct TakeDown<'a>(&'a Stage, &'a str);
+
+impl Drop for TakeDown<'_> {
+    fn drop(&mut self) {
+        let down = fabric(self.0, &["lab", "down", "--name", self.1]);
+        // Another panic during one would hide the first.
+        if !thread::panicking() {
+            let down = down.unwrap();
+            assert!(down.status.success(), "lab down: {}", down.stderr);
+        }
+    }
+}

@@ -22,7 +22,7 @@ ONE_AT_A_TIME := -- --test-threads=1
 # Integration tests by where they run: in namespaces, in labs of the whole product, anywhere.
 test-files = $(foreach dir,$(1),$(wildcard $(dir)/*.rs) $(patsubst %/main.rs,%.rs,$(wildcard $(dir)/*/main.rs)))
 test-names = $(sort $(basename $(notdir $(call test-files,$(1)))))
-NETNS_TESTS := two_nodes
+NETNS_TESTS := $(filter-out fabric_command,$(call test-names,fabric-node/tests))
 LAB_TESTS := $(call test-names,tests/tests)
 UNIT_TESTS := $(filter-out $(NETNS_TESTS),$(call test-names,$(wildcard fabric-*/tests proto/tests benches/tests)))
 

@@ -1,1 +1,20 @@
-//! benches
+//! The side-by-side runner: fabric, wireguard-go and plain veth between the same two workers.
+//!
+//! Comes in: programs (the daemon, iperf3, ping, Go for the peer). Goes out: throughput, round-trip
+//! time, CPU and memory of each system, as samples, medians and ratios. Never done here: judging
+//! absolute figures, which belong to one machine and one day; only ratios of one run are compared.
+//!
+//! [`plan`] says what is measured, [`bed`] builds the two workers with every system on them,
+//! [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up and
+//! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
+
+pub mod bed;
+pub mod check;
+pub mod child;
+pub mod iperf;
+pub mod ping;
+pub mod plan;
+pub mod report;
+pub mod runner;
+pub mod usage;
+pub mod wireguard;

@@ -50,18 +50,18 @@ pub fn deliver(
     }
     let vnet = vnet.encode();
     let len = headers.packet_len as usize;
-    let mut parts = [IoSlice::new(&[]); RECORD_SLICES_MAX];
-    parts[0] = IoSlice::new(&vnet);
-    let used = match content {
+    match content {
         Content::Whole(packet) => {
-            parts[1] = IoSlice::new(packet.get(..len).ok_or(DropReason::Truncated)?);
-            Some(2)
+            let packet = packet.get(..len).ok_or(DropReason::Truncated)?;
+            write(tun, &[IoSlice::new(&vnet), IoSlice::new(packet)])
         }
-        Content::Pieces(pieces) => pieces.slices(len, &mut parts, 1),
-    };
-    match used.and_then(|used| parts.get(..used)) {
-        Some(parts) => write(tun, parts),
-        None => {
+        Content::Pieces(pieces) => {
+            let mut parts = [IoSlice::new(&[]); RECORD_SLICES_MAX];
+            parts[0] = IoSlice::new(&vnet);
+            let used = pieces.slices(len, &mut parts, 1);
+            if let Some(parts) = used.and_then(|used| parts.get(..used)) {
+                return write(tun, parts);
+            }
             let packet = gather(content, len, &mut scratch.whole);
             write(tun, &[IoSlice::new(&vnet), IoSlice::new(packet)])
         }

@@ -4,7 +4,7 @@
 //! mended below it. Everything else rides in datagrams as long as it fits, and keeps its loss
 //! semantics. What does not fit takes a stream: nothing is lost for its size.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use fabric_core::{
     offload::{
         Gso, GsoKind, Offload,
@@ -57,7 +57,7 @@ pub fn send(
             if let Some(flags) = buffer.get_mut(start) {
                 *flags = encode_datagram(offload.needs_checksum);
             }
-            link.send_datagram(carve(pool, buffer, start, HEADROOM + len), account)
+            link.send_datagram(pool.carve_frozen(buffer, start, HEADROOM + len), account)
         }
         _ => {
             let header = StreamHeader {
@@ -69,7 +69,7 @@ pub fn send(
             }
             link.send_stream(
                 flow_hash(headers),
-                carve(pool, buffer, 0, HEADROOM + len),
+                pool.carve_frozen(buffer, 0, HEADROOM + len),
                 account,
             )
         }
@@ -107,11 +107,6 @@ fn send_segments(
         }
     })?;
     result
-}
-
-fn carve(pool: &mut BufferPool, buffer: &mut BytesMut, start: usize, end: usize) -> Bytes {
-    let mut record = pool.carve(buffer, end);
-    record.split_off(start.min(record.len())).freeze()
 }
 
 /// A number that is the same for all packets of a flow. Fragments have no ports, so none of their

@@ -1,11 +1,12 @@
 //! Buffers for one 64 KiB read, used again once everything cut from them is gone.
 //!
-//! Comes in: a request for a buffer, later a length that was filled. Goes out: exactly those bytes as
-//! [`BytesMut`]. Memory is bounded: what is not handed back in time is left to the allocator.
+//! Comes in: a request for a buffer, later a length that was filled. Goes out: exactly those bytes,
+//! as [`BytesMut`] to be changed in place or as [`Bytes`]. Memory is bounded: what is not handed back
+//! in time is left to the allocator.
 
 use std::collections::VecDeque;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 /// Bytes in a buffer: a record header and the largest packet, rounded up.
 pub const BUFFER_BYTES: usize = 66 * 1024;
@@ -21,6 +22,9 @@ const RETIRED_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct BufferPool {
     retired: VecDeque<BytesMut>,
+    /// Whole buffers whose parts were handed out read-only: they keep their length, so that using
+    /// one again costs no zeroing.
+    frozen: VecDeque<Bytes>,
     small: BytesMut,
 }
 
@@ -34,6 +38,33 @@ impl BufferPool {
                 return buffer;
             }
             self.retired.push_back(buffer);
+        }
+        BytesMut::zeroed(BUFFER_BYTES)
+    }
+
+    /// The bytes `start..end` of `buffer`, never to be changed; `buffer` is left as a full buffer
+    /// again, with anything in it.
+    pub fn carve_frozen(&mut self, buffer: &mut BytesMut, start: usize, end: usize) -> Bytes {
+        let end = end.min(buffer.len());
+        let start = start.min(end);
+        if end - start <= COPY_BYTES_MAX {
+            return self.copy(&buffer[start..end]).freeze();
+        }
+        let whole = std::mem::replace(buffer, self.take_frozen()).freeze();
+        let part = whole.slice(start..end);
+        self.frozen.push_back(whole);
+        if self.frozen.len() > RETIRED_MAX {
+            self.frozen.pop_front();
+        }
+        part
+    }
+
+    fn take_frozen(&mut self) -> BytesMut {
+        // As in `take`, the oldest only.
+        match self.frozen.pop_front().map(Bytes::try_into_mut) {
+            Some(Ok(buffer)) => return buffer,
+            Some(Err(in_use)) => self.frozen.push_back(in_use),
+            None => {}
         }
         BytesMut::zeroed(BUFFER_BYTES)
     }
@@ -90,6 +121,44 @@ mod tests {
         drop(filled);
         assert_eq!(pool.take().as_ptr(), first);
         assert_eq!(buffer.len(), BUFFER_BYTES);
+    }
+
+    /// Bytes handed out read-only stay as they are while their buffer is not used again, and a buffer
+    /// that is used again is as long as a new one.
+    #[test]
+    fn reuses_frozen_buffers_only_when_free() {
+        let mut pool = BufferPool::default();
+        let mut buffer = pool.take();
+        let first = buffer.as_ptr();
+        buffer[..5000].fill(7);
+        let part = pool.carve_frozen(&mut buffer, 10, 5000);
+        assert_eq!((part.len(), part.as_ptr()), (4990, first.wrapping_add(10)));
+        assert_eq!(buffer.len(), BUFFER_BYTES);
+        buffer[..5000].fill(1);
+        let other = pool.carve_frozen(&mut buffer, 0, 5000);
+        assert!(part.iter().all(|b| *b == 7) && other.iter().all(|b| *b == 1));
+        drop(part);
+        // Its turn comes again behind the one that was in use when it was looked at.
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            drop(pool.carve_frozen(&mut buffer, 0, 5000));
+            assert_eq!(buffer.len(), BUFFER_BYTES);
+            seen.push(buffer.as_ptr());
+        }
+        assert!(seen.contains(&first));
+        assert!(!seen.contains(&other.as_ptr()));
+    }
+
+    /// However many buffers are in use, only so many are remembered.
+    #[test]
+    fn remembers_a_bounded_number() {
+        let mut pool = BufferPool::default();
+        let mut buffer = pool.take();
+        let held: Vec<Bytes> = (0..3 * RETIRED_MAX)
+            .map(|_| pool.carve_frozen(&mut buffer, 0, 5000))
+            .collect();
+        assert_eq!(pool.frozen.len(), RETIRED_MAX);
+        drop(held);
     }
 
     /// Small packets are copied and leave the buffer where it is.

@@ -33,7 +33,7 @@ use super::{
     quic::{QuicLink, close},
     report::{LinkReport, PeerReport, PeerState, Throttle},
     secrets::Secrets,
-    socket::{UnderlaySocket, ecn_of},
+    socket::{MESSAGES_MAX, UnderlaySocket, ecn_of},
     transport::{INCOMING_MAX, TunnelSettings, endpoint_config, transport_config},
 };
 use crate::{control::desired::NodeId, pki::identity::NodeIdentity};
@@ -236,6 +236,8 @@ impl Endpoint {
                     self.on_message(index, meta, data, now);
                 });
                 match received {
+                    // The wait is level-triggered: what arrives from here on ends it.
+                    Ok(messages) if messages < MESSAGES_MAX => break,
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     // Errors of earlier sends surface here; the connection's timers decide.

@@ -15,7 +15,7 @@ use quinn_udp::{EcnCodepoint, RecvMeta, UdpSockRef, UdpSocketState};
 use super::buffers::BufferPool;
 
 /// Messages read with one system call; each may hold up to 64 payloads.
-const MESSAGES_MAX: usize = 8;
+pub const MESSAGES_MAX: usize = 8;
 /// Kernel buffers asked for (bytes): 2 MiB holds 32 full receive batches.
 const KERNEL_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
@@ -25,7 +25,7 @@ pub struct UnderlaySocket {
     socket: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
-    slots: Vec<BytesMut>,
+    slots: [BytesMut; MESSAGES_MAX],
     held: Option<Held>,
     /// Sends the kernel refused for good (unreachable network, device down).
     pub send_errors: u64,
@@ -61,7 +61,7 @@ impl UnderlaySocket {
             local: socket.local_addr()?,
             socket,
             state,
-            slots: (0..MESSAGES_MAX).map(|_| pool.take()).collect(),
+            slots: std::array::from_fn(|_| pool.take()),
             held: None,
             send_errors: 0,
         })
@@ -85,7 +85,8 @@ impl UnderlaySocket {
         self.held.is_some()
     }
 
-    /// Reads one batch of messages and hands each on; returns how many there were.
+    /// Reads one batch of messages and hands each on; returns how many there were. Fewer than
+    /// [`MESSAGES_MAX`] were all there were.
     ///
     /// # Errors
     ///
@@ -97,11 +98,7 @@ impl UnderlaySocket {
     ) -> io::Result<usize> {
         let mut metas = [RecvMeta::default(); MESSAGES_MAX];
         let received = {
-            let mut slices: Vec<IoSliceMut<'_>> = self
-                .slots
-                .iter_mut()
-                .map(|slot| IoSliceMut::new(slot))
-                .collect();
+            let mut slices = self.slots.each_mut().map(|slot| IoSliceMut::new(slot));
             self.state
                 .recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas)?
         };

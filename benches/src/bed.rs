@@ -1,0 +1,250 @@
+//! Two workers with every system on them: a lab, the peer in the lab's own worker namespaces over
+//! the same underlay, and a plain virtual cable between two namespaces of its own.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+use fabric_node::{
+    lab::{Families, Interrupt, Lab, LabName, LabOptions, Progress},
+    sys::{
+        netlink::{LinkSettings, Netlink},
+        netns::Netns,
+    },
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{
+    iperf::Ends,
+    plan::{Measure, System},
+    wireguard::{End, Tunnel, program},
+};
+
+/// Pods of each worker: a-1 and a-2 on one, b-1 on the other.
+const PODS: [usize; 2] = [2, 1];
+/// Addresses inside the peer's tunnel.
+const TUNNEL_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+/// Addresses on the plain virtual cable.
+const CABLE_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 98, 0, 1), Ipv4Addr::new(10, 98, 0, 2)];
+/// Both are networks of this size.
+const PREFIX_LEN: u8 = 24;
+/// Interfaces at the ends of the cable.
+const CABLE_ENDS: [&str; 2] = ["cable-a", "cable-b"];
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct BedOptions {
+    /// Name of the lab.
+    pub name: LabName,
+    /// Folder of `fabric-node` and `fabric-cni`.
+    pub bin_dir: PathBuf,
+    /// Folder of the peer's `go.mod`.
+    pub peers: PathBuf,
+    /// Folder for the peer's program.
+    pub peers_bin_dir: PathBuf,
+    /// MTU of the underlay (bytes).
+    pub underlay_mtu: u32,
+    /// Systems to set up.
+    pub systems: Vec<System>,
+}
+
+/// A system that is not there, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Which.
+    pub system: System,
+    /// One line.
+    pub reason: String,
+}
+
+/// Everything is up. Its end takes all of it down.
+#[derive(Debug)]
+pub struct Bed {
+    // Dropped in this order: the peer runs in namespaces that belong to the lab.
+    tunnel: Option<Tunnel>,
+    cable: Option<[Netns; 2]>,
+    workers: [Netns; 2],
+    underlay: [IpAddr; 2],
+    pods: [Netns; 3],
+    pod_addresses: [IpAddr; 3],
+    daemons: Vec<u32>,
+    missing: Vec<Missing>,
+    _lab: Lab,
+}
+
+impl Bed {
+    /// Builds the lab, then the other systems.
+    ///
+    /// # Errors
+    ///
+    /// The lab cannot be built. Another system that cannot is [`Bed::missing`].
+    pub fn up(
+        options: &BedOptions,
+        progress: &Progress,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Self> {
+        let lab = Lab::up_with(
+            &LabOptions {
+                name: options.name.clone(),
+                pods: PODS.to_vec(),
+                underlay_mtu: options.underlay_mtu,
+                families: Families::Ipv4,
+                underlay: None,
+                bin_dir: options.bin_dir.clone(),
+            },
+            progress,
+            interrupt,
+        )?;
+        let mut bed = Self::of(lab)?;
+        if options.systems.contains(&System::WireguardGo) {
+            progress.step("starting wireguard-go");
+            match bed.start_tunnel(options) {
+                Ok(tunnel) => bed.tunnel = Some(tunnel),
+                Err(error) => bed.miss(System::WireguardGo, &error),
+            }
+        }
+        if options.systems.contains(&System::Veth) {
+            match lay_cable() {
+                Ok(ends) => bed.cable = Some(ends),
+                Err(error) => bed.miss(System::Veth, &error),
+            }
+        }
+        interrupt.check()?;
+        Ok(bed)
+    }
+
+    /// Systems that could not be built or started.
+    #[must_use]
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// Between whom `measure` runs on `system`; `None` where that makes no sense or is missing.
+    #[must_use]
+    pub fn ends(&self, system: System, measure: Measure) -> Option<Ends<'_>> {
+        let same_node = measure == Measure::TcpSameNode;
+        let [pod_a1, pod_a2, pod_b1] = &self.pods;
+        let [_, address_a2, address_b1] = self.pod_addresses;
+        let [worker_a, worker_b] = &self.workers;
+        let ends = |client, server, address| {
+            Some(Ends {
+                client,
+                server,
+                address,
+            })
+        };
+        match (system, same_node) {
+            (System::Fabric, false) => ends(pod_a1, pod_b1, address_b1),
+            (System::Fabric, true) => ends(pod_a1, pod_a2, address_a2),
+            (System::WireguardGo, false) => {
+                self.tunnel.as_ref()?;
+                ends(worker_a, worker_b, TUNNEL_ADDRESSES[1].into())
+            }
+            (System::WireguardGo, true) => None,
+            (System::Veth, false) => ends(worker_a, worker_b, self.underlay[1]),
+            (System::Veth, true) => {
+                let [one, other] = self.cable.as_ref()?;
+                ends(one, other, CABLE_ADDRESSES[1].into())
+            }
+        }
+    }
+
+    /// Processes that carry the packets of `system`.
+    #[must_use]
+    pub fn pids(&self, system: System) -> Vec<u32> {
+        match system {
+            System::Fabric => self.daemons.clone(),
+            System::WireguardGo => self.tunnel.as_ref().map(Tunnel::pids).unwrap_or_default(),
+            System::Veth => Vec::new(),
+        }
+    }
+
+    fn of(lab: Lab) -> anyhow::Result<Self> {
+        let netns = |path: Option<&PathBuf>| -> anyhow::Result<Netns> {
+            Ok(Netns::open(path.context("the lab is too small")?)?)
+        };
+        let (workers, pods) = (lab.workers(), lab.pods());
+        let worker = |index: usize| netns(workers.get(index).map(|worker| &worker.netns));
+        let pod = |index: usize| netns(pods.get(index).map(|pod| &pod.netns));
+        let underlay = |index: usize| {
+            let worker = workers.get(index);
+            worker
+                .and_then(|worker| worker.underlay_addresses.first().copied())
+                .context("a worker without an address")
+        };
+        let address = |index: usize| {
+            let pod = pods.get(index);
+            pod.and_then(|pod| pod.addresses.first().copied())
+                .context("a pod without an address")
+        };
+        Ok(Self {
+            tunnel: None,
+            cable: None,
+            workers: [worker(0)?, worker(1)?],
+            underlay: [underlay(0)?, underlay(1)?],
+            pods: [pod(0)?, pod(1)?, pod(2)?],
+            pod_addresses: [address(0)?, address(1)?, address(2)?],
+            daemons: workers.iter().filter_map(|worker| worker.pid).collect(),
+            missing: Vec::new(),
+            _lab: lab,
+        })
+    }
+
+    fn start_tunnel(&self, options: &BedOptions) -> anyhow::Result<Tunnel> {
+        let program = program(&options.peers, &options.peers_bin_dir)?;
+        let end = |index: usize, letter: char| -> anyhow::Result<End<'_>> {
+            Ok(End {
+                netns: &self.workers[index],
+                ifname: format!("wgb{}{letter}", std::process::id()),
+                underlay: self.underlay[index],
+                inner: network(TUNNEL_ADDRESSES[index])?,
+            })
+        };
+        Tunnel::start(&program, &[end(0, 'a')?, end(1, 'b')?])
+    }
+
+    fn miss(&mut self, system: System, error: &anyhow::Error) {
+        self.missing.push(Missing {
+            system,
+            reason: format!("{error:#}"),
+        });
+    }
+}
+
+/// A virtual cable between two new namespaces without names, with the kernel's defaults.
+fn lay_cable() -> anyhow::Result<[Netns; 2]> {
+    let ends = [Netns::create()?, Netns::create()?];
+    let [one, other] = &ends;
+    one.run(|| -> anyhow::Result<()> {
+        let netlink = Netlink::connect()?;
+        netlink.add_veth(CABLE_ENDS[0], CABLE_ENDS[1])?;
+        netlink.move_to_netns(index(&netlink, CABLE_ENDS[1])?, other)?;
+        plug_in(&netlink, 0)
+    })??;
+    other.run(|| plug_in(&Netlink::connect()?, 1))??;
+    Ok(ends)
+}
+
+fn plug_in(netlink: &Netlink, end: usize) -> anyhow::Result<()> {
+    netlink.set_loopback_up()?;
+    let index = index(netlink, CABLE_ENDS[end])?;
+    let settings = LinkSettings {
+        up: Some(true),
+        ..LinkSettings::default()
+    };
+    netlink.configure_link(index, settings)?;
+    Ok(netlink.add_address(index, network(CABLE_ADDRESSES[end])?)?)
+}
+
+fn index(netlink: &Netlink, ifname: &str) -> anyhow::Result<u32> {
+    let link = netlink.link(ifname)?;
+    Ok(link
+        .with_context(|| format!("there is no interface {ifname}"))?
+        .index)
+}
+
+fn network(address: Ipv4Addr) -> anyhow::Result<IpNet> {
+    Ok(Ipv4Net::new(address, PREFIX_LEN)?.into())
+}

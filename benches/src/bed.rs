@@ -87,12 +87,10 @@ impl Bed {
     ) -> anyhow::Result<Self> {
         let lab = Lab::up_with(
             &LabOptions {
-                name: options.name.clone(),
                 pods: PODS.to_vec(),
                 underlay_mtu: options.underlay_mtu,
                 families: Families::Ipv4,
-                underlay: None,
-                bin_dir: options.bin_dir.clone(),
+                ..LabOptions::new(options.name.clone(), PODS.len(), 0, options.bin_dir.clone())
             },
             progress,
             interrupt,

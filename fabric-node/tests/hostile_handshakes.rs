@@ -198,9 +198,9 @@ fn a_worker_without_a_port_does_not_keep_the_loop_busy() {
 #[test]
 fn floods_of_beginnings_let_a_good_peer_in() {
     let fabric = fabric();
-    let tls = fabric
-        .identity(&fabric.name(ROGUE))
-        .client_config(fabric.name(0));
+    // Of the right CA, but no node: those that go on to the end are not served either.
+    let nobody = NodeId::new("nobody").unwrap();
+    let tls = fabric.identity(&nobody).client_config(fabric.name(0));
     let begin = Instant::now();
     let (entry, echoes) = tcp_echoes_during(&fabric, 0, 1, || {
         std::thread::scope(|scope| {
@@ -239,7 +239,7 @@ fn floods_of_beginnings_let_a_good_peer_in() {
     );
     assert!(entry.1, "the flood was over before the guest came");
     let rogue = fabric.peer(0, ROGUE).unwrap();
-    assert!(rogue.links.len() <= 4 && echoes > 0);
+    assert!(rogue.links.is_empty() && echoes > 0);
     let log = log();
     assert!(
         log.contains("ignored a handshake from an address of no node"),

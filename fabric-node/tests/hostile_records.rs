@@ -370,49 +370,6 @@ fn odd_streams_are_borne() {
     fabric.assert_conserved();
 }
 
-/// A peer that pins receive buffers with single bytes of records that never end makes us copy, not
-/// hoard.
-#[test]
-fn dribbled_records_do_not_pin_buffers() {
-    let _alone = alone();
-    let fabric = fabric_with_rogue("rogue");
-    let mut rogue = Rogue::bind(&fabric, ROGUE, None);
-    dial(&fabric, &mut rogue);
-    let mut streams = Vec::new();
-    assert!(rogue.pump_until(|rogue| {
-        streams.extend(rogue.open(Dir::Uni));
-        streams.len() >= 32
-    }));
-    let endless = StreamHeader {
-        packet_len: 65_000,
-        offload: Offload::NONE,
-    };
-    for stream in &streams {
-        rogue.write_all(*stream, &endless.encode());
-    }
-    let filler = vec![0; rogue.datagram_room() - 100];
-    let before = memory();
-    // Each round trip is one byte for every stream and datagrams that fill the buffer around it.
-    for _ in 0..2000 {
-        for stream in &streams {
-            rogue.write(*stream, &[0]);
-        }
-        let mut datagram = vec![0];
-        datagram.extend_from_slice(&filler);
-        for _ in 0..3 {
-            rogue.datagram(&datagram);
-        }
-        rogue.pump();
-    }
-    let grown = memory().saturating_sub(before);
-    println!(
-        "64000 bytes dribbled over 32 streams: {} KiB more",
-        grown / 1024
-    );
-    assert!(grown < 2 * GROWTH_MAX, "{grown}");
-    assert!(rogue.is_connected());
-}
-
 /// A second control stream, and a stream of ours that is stopped, end the connection.
 #[test]
 fn broken_stream_rules_end_the_connection() {

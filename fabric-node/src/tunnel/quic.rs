@@ -17,7 +17,7 @@ use quinn_proto::{
 };
 
 use super::{
-    framing::RecordAssembler,
+    framing::{RecordAssembler, join_excess},
     link::{PathReport, PeerLink, QueueFull, Received},
     queue::{Pending, STREAM_BUCKETS, SendQueue, Taken},
 };
@@ -35,12 +35,6 @@ pub mod close {
     /// The attempt took too long.
     pub const TOO_SLOW: u32 = 4;
 }
-
-/// Pieces of unfinished records that one connection may leave in the buffers they came in.
-///
-/// A piece of one byte can keep a receive buffer of 66 KiB: 1024 of them are 66 MiB at worst. An
-/// honest peer has 16 unfinished records of up to 64 KiB, which are fewer pieces than that.
-const CHUNKS_PER_CONNECTION_MAX: usize = 1024;
 
 /// A connection and what waits for it.
 pub struct QuicLink {
@@ -321,17 +315,8 @@ impl QuicLink {
             }
         }
         self.inbound.retain(|inbound| !inbound.finished);
-        self.bound_chunks();
+        join_excess(&mut self.inbound, |inbound| &mut inbound.assembler);
         Ok(())
-    }
-
-    fn bound_chunks(&mut self) {
-        let chunks: usize = self.inbound.iter().map(|i| i.assembler.chunks()).sum();
-        if chunks > CHUNKS_PER_CONNECTION_MAX {
-            for inbound in &mut self.inbound {
-                inbound.assembler.join();
-            }
-        }
     }
 }
 

@@ -34,7 +34,7 @@ fn the_way_out_does_not_allocate() {
                 // Each round takes one from the TTL.
                 packet.copy_from_slice(&fresh);
                 let headers = parse(&packet, packet.len()).unwrap();
-                let offload = vnet.offload_of_local(&packet, &headers).unwrap();
+                let offload = vnet.offload_of_local(&mut packet, &headers).unwrap();
                 let verdict = forwarder.egress(
                     &snapshot,
                     Fabric::POD_PORT,

@@ -7,10 +7,12 @@
 //! [`plan`] says what is measured, [`bed`] builds the two workers with every system on them,
 //! [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up and
 //! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
+//! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
 
 pub mod bed;
 pub mod check;
 pub mod child;
+pub mod fabric;
 pub mod iperf;
 pub mod ping;
 pub mod plan;

@@ -3,18 +3,20 @@
 //! In: all routes at once. Out: the next hop of one address. A table is never changed after it is
 //! built; a new state means a new table.
 
+mod index;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use ts_bart::{RoutingTable, Table};
 
+use self::index::Index;
 use crate::verdict::NextHop;
 
 /// An immutable route table for both address families.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    /// One trie per family, eight bits a level: at most 4 or 16 steps.
-    trie: Table<NextHop>,
+    v4: Index<u32>,
+    v6: Index<u128>,
     /// The same routes in the order of [`RouteTable::routes`].
     routes: Box<[(IpNet, NextHop)]>,
 }
@@ -22,10 +24,13 @@ pub struct RouteTable {
 impl RouteTable {
     /// The next hop of the longest prefix that covers `addr`.
     ///
-    /// Does not allocate; takes at most one step per eight bits of the address.
+    /// Does not allocate; takes at most one step per prefix length in use in the address's family.
     #[must_use]
     pub fn lookup(&self, addr: IpAddr) -> Option<NextHop> {
-        self.trie.lookup(addr).copied()
+        match addr {
+            IpAddr::V4(addr) => self.v4.lookup(addr.to_bits()),
+            IpAddr::V6(addr) => self.v6.lookup(addr.to_bits()),
+        }
     }
 
     /// All routes: IPv4 before IPv6, within a family the most specific last.
@@ -48,12 +53,23 @@ impl FromIterator<(IpNet, NextHop)> for RouteTable {
         routes.sort_by_key(|&(net, _)| (net.addr().is_ipv6(), net.prefix_len(), net.addr()));
         routes.dedup_by_key(|&mut (net, _)| net);
 
-        let mut trie = Table::default();
-        for &(net, next) in &routes {
-            trie.insert(net, next);
-        }
+        let v4: Vec<_> = routes
+            .iter()
+            .filter_map(|&(net, next)| match net {
+                IpNet::V4(net) => Some((net.addr().to_bits(), net.prefix_len(), next)),
+                IpNet::V6(_) => None,
+            })
+            .collect();
+        let v6: Vec<_> = routes
+            .iter()
+            .filter_map(|&(net, next)| match net {
+                IpNet::V4(_) => None,
+                IpNet::V6(net) => Some((net.addr().to_bits(), net.prefix_len(), next)),
+            })
+            .collect();
         Self {
-            trie,
+            v4: Index::new(&v4),
+            v6: Index::new(&v6),
             routes: routes.into_boxed_slice(),
         }
     }

@@ -387,6 +387,7 @@ impl Endpoint {
                 boot_id: None,
                 stage: Stage::Handshaking,
                 since: now,
+                heard: now,
                 dirty: false,
             }));
         }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, atomic::AtomicU32, atomic::Ordering},
+    sync::{Mutex, PoisonError, atomic::AtomicU32, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -63,7 +63,10 @@ fn three_workers_built_by_the_command_line() -> anyhow::Result<()> {
         let exec = ["lab", "exec", "--name", name.as_str(), "pod-b-1", "--"];
         let ended = fabric(&stage, &[&exec[..], &["sh", "-c", script]].concat())?;
         let by_signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
-        let code = ended.status.code().or(by_signal.map(|signal| 128 + signal));
+        let code = ended
+            .status
+            .code()
+            .or_else(|| by_signal.map(|signal| 128 + signal));
         assert_eq!(code, Some(status), "{script}: {}", ended.stderr);
     }
 
@@ -190,7 +193,9 @@ fn matrix(lab: &Lab, families: &[bool], sizes: &[usize]) -> anyhow::Result<u32> 
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
+    let failures = failures
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(again.into_inner())
 }

@@ -13,7 +13,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -123,6 +123,8 @@ struct Slot {
     boot_id: Option<u64>,
     stage: Stage,
     since: Instant,
+    /// When the last datagram of this connection came.
+    heard: Instant,
     dirty: bool,
 }
 
@@ -131,6 +133,21 @@ enum Stage {
     Handshaking,
     Live,
     Closing,
+}
+
+impl Slot {
+    /// When the connection is given up unless it gets further, or unless the peer is heard.
+    ///
+    /// QUIC itself waits for three probe timeouts where that is longer (RFC 9000 section 10.1). One
+    /// packet that waited seconds for a neighbour's address makes them that long, and the two sides
+    /// would then wait differently.
+    fn deadline(&self, idle_timeout: Duration) -> Option<Instant> {
+        match self.stage {
+            Stage::Handshaking => Some(self.since + ATTEMPT_MAX),
+            Stage::Live => Some(self.heard + idle_timeout),
+            Stage::Closing => None,
+        }
+    }
 }
 
 impl Endpoint {
@@ -310,8 +327,8 @@ impl Endpoint {
     /// When [`Self::handle_timeouts`] is due.
     pub fn next_timeout(&mut self) -> Option<Instant> {
         let links = self.links.iter_mut().flatten().filter_map(|slot| {
-            let attempt = (slot.stage == Stage::Handshaking).then(|| slot.since + ATTEMPT_MAX);
-            [slot.link.poll_timeout(), attempt]
+            let deadline = slot.deadline(self.context.settings.idle_timeout);
+            [slot.link.poll_timeout(), deadline]
                 .into_iter()
                 .flatten()
                 .min()
@@ -325,6 +342,7 @@ impl Endpoint {
 
     /// Time has passed: retransmissions, dead peers, new attempts.
     pub fn handle_timeouts(&mut self, now: Instant) {
+        let idle_timeout = self.context.settings.idle_timeout;
         for index in 0..self.links.len() {
             let Some(slot) = self.slot(index) else {
                 continue;
@@ -337,8 +355,13 @@ impl Endpoint {
             let Some(slot) = self.slot(index) else {
                 continue;
             };
-            if slot.stage == Stage::Handshaking && now >= slot.since + ATTEMPT_MAX {
-                self.end(index, close::TOO_SLOW, "the handshake took too long", now);
+            let stage = slot.stage;
+            if slot.deadline(idle_timeout).is_some_and(|due| due <= now) {
+                let reason = match stage {
+                    Stage::Handshaking => "the handshake took too long",
+                    Stage::Live | Stage::Closing => "the peer is silent",
+                };
+                self.end(index, close::TOO_SLOW, reason, now);
             }
         }
         self.dial(now);
@@ -436,7 +459,7 @@ impl Endpoint {
                     .handle(now, meta.addr, meta.dst_ip, ecn, payload, &mut self.scratch);
             match event {
                 Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                    self.on_connection_event(handle, event);
+                    self.on_connection_event(handle, event, now);
                 }
                 Some(DatagramEvent::NewConnection(incoming)) => self.admit(socket, incoming, now),
                 Some(DatagramEvent::Response(transmit)) => self.respond(socket, transmit),
@@ -445,8 +468,14 @@ impl Endpoint {
         }
     }
 
-    fn on_connection_event(&mut self, handle: ConnectionHandle, event: ConnectionEvent) {
+    fn on_connection_event(
+        &mut self,
+        handle: ConnectionHandle,
+        event: ConnectionEvent,
+        now: Instant,
+    ) {
         if let Some(slot) = self.slot(handle.0) {
+            slot.heard = now;
             slot.link.connection().handle_event(event);
             self.mark(handle.0);
         }

@@ -9,9 +9,10 @@
 //! 2. [`link`]: the trait behind which the engine sits; [`quic`] is the engine.
 //! 3. [`framing`] takes streams apart into records; [`queue`] bounds what waits for a connection.
 //! 4. [`socket`] moves UDP with segmentation and receive offload, out of [`buffers`].
-//! 5. [`transport`] holds the QUIC settings, [`secrets`] what must survive a restart.
+//! 5. [`transport`] holds the QUIC settings, [`congestion`] bounds one of them, [`secrets`] what must survive a restart.
 
 pub mod buffers;
+pub mod congestion;
 pub mod dialer;
 pub mod endpoint;
 pub mod framing;

@@ -435,6 +435,7 @@ impl Endpoint {
                 boot_id: None,
                 stage: Stage::Handshaking,
                 since: now,
+                heard: now,
                 dirty: false,
             }));
         }

@@ -49,7 +49,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use self::place::{Misplaced, Source};
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 /// Default of `state_dir`.
 pub const STATE_DIR: &str = "/var/lib/fabric";

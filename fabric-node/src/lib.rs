@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod lab;
+pub mod node_id;
 pub mod pki;
 pub mod sys;
 pub mod tunnel;

@@ -19,11 +19,12 @@ use std::{
 
 use fabric_core::{ids::PeerId, testing::packets::Generator};
 use fabric_node::{
-    control::desired::{NodeId, PeerTarget},
+    node_id::NodeId,
     pki::{
         self, Authority,
         identity::{ALPN, crypto_provider},
     },
+    tunnel::membership::PeerTarget,
     tunnel::{
         endpoint::Endpoint,
         membership::{Peer, PeerShared},

@@ -13,7 +13,7 @@ use fabric_core::{
 use fabric_node::{
     cni::attach::Fabric as _,
     control::{
-        desired::{DesiredState, NodeId, NodeSpec},
+        desired::{DesiredState, NodeSpec},
         host::{self, HOST_DEVICE},
         in_force::InForce,
     },
@@ -21,6 +21,7 @@ use fabric_node::{
         Dataplane,
         published::{Ports, Published},
     },
+    node_id::NodeId,
     pki::{self, NodeIdentity},
     sys::{
         netlink::{LinkSettings, Netlink},

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use fabric_node::{
-    control::desired::NodeId,
     lab::{Lab, Pod},
+    node_id::NodeId,
     pki::{
         authority::{self, Authority},
         files::{CA_CERTIFICATE, Overwrite, load_authority, save_node},

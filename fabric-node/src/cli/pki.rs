@@ -15,7 +15,7 @@ use super::{
     output::{Format, Output, Show},
 };
 use crate::{
-    control::desired::NodeId,
+    node_id::NodeId,
     pki::{
         authority::{self, AUTHORITY_DAYS, DAYS_MAX, NODE_DAYS},
         files::{self, CA_CERTIFICATE, CA_KEY, NodeFiles, Overwrite},

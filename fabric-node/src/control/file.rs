@@ -30,8 +30,9 @@ use toml::Spanned;
 
 use self::claims::Claims;
 pub use self::watch::{FileWatch, SourceEvent, watch};
-use super::desired::{DesiredState, NodeId, NodeSpec};
+use super::desired::{DesiredState, NodeSpec};
 use crate::config::place::{Misplaced, Source};
+use crate::node_id::NodeId;
 
 /// Largest file that is read (bytes): thousands of nodes; a larger one is a mistake.
 pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;

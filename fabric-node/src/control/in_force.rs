@@ -21,13 +21,14 @@ use fabric_proto::cni::AttachmentKey;
 use ipnet::IpNet;
 
 use super::{
-    desired::{DesiredState, NodeId, NodeSpec},
+    desired::{DesiredState, NodeSpec},
     host,
     reconcile::{PeerIds, allocation_range, gateway_of, host_routes, snapshot_inputs},
 };
 use crate::{
     cni::attach::{Attachment, Fabric},
     dataplane::{Dataplane, published::Published},
+    node_id::NodeId,
     sys::tun::Tun,
     tunnel::membership::{Peer, PeerShared},
 };

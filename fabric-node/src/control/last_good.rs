@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    desired::{DesiredState, NodeId, NodeSpec},
+    desired::{DesiredState, NodeSpec},
     file::SourceError,
 };
+use crate::node_id::NodeId;
 
 /// Why the last good state cannot be kept or used.
 #[derive(Debug, Error)]

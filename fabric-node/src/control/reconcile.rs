@@ -14,7 +14,8 @@ use fabric_core::{
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::desired::{DesiredState, NodeId, NodeSpec, PeerTarget};
+use super::desired::{DesiredState, NodeSpec};
+use crate::{node_id::NodeId, tunnel::membership::PeerTarget};
 
 /// Why a desired state cannot be put in force.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

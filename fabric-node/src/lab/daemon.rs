@@ -20,7 +20,7 @@ use super::{
     underlay::inside,
 };
 use crate::{
-    control::desired::NodeId,
+    node_id::NodeId,
     pki::{
         authority,
         files::{Overwrite, init_dir, save_node},

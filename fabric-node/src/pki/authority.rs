@@ -14,7 +14,7 @@ use super::{
     spiffe::{SpiffeError, SpiffeId, TrustDomain},
     validity::{Rfc3339, Validity, unix_now},
 };
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 /// Longest lifetime that may be asked for (days).
 pub const DAYS_MAX: u32 = 36_500;

@@ -14,7 +14,7 @@ use std::{
 use thiserror::Error;
 
 use super::authority::{self, Authority, AuthorityError, NodeCredentials};
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 /// Largest PEM file that is read (bytes): hundreds of certificates.
 pub const PEM_BYTES_MAX: u64 = 1024 * 1024;

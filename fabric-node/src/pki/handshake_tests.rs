@@ -23,7 +23,7 @@ use super::{
     identity::{ALPN, NodeIdentity, SERVER_NAME, crypto_provider},
     validity::{Validity, unix_now},
 };
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()

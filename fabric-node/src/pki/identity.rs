@@ -30,7 +30,7 @@ use super::{
     validity::{Rfc3339, Validity, unix_now},
     verify::{AnyNode, ExactNode, PeerError, chain_reason, node_of},
 };
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 /// Application protocol of a connection between two nodes (RFC 7301).
 pub const ALPN: &[u8] = b"fabric/1";

@@ -10,7 +10,7 @@ use rustls_pki_types::CertificateDer;
 use thiserror::Error;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 const SCHEME: &str = "spiffe://";
 const NODE_PATH: &str = "node/";

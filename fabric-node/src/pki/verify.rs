@@ -28,7 +28,7 @@ use super::{
     spiffe::{SpiffeError, SpiffeId, TrustDomain},
     validity::{Rfc3339, Validity},
 };
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 /// Longest name of a refused peer in a message (characters): the peer wrote it.
 const CLAIM_CHARS_MAX: usize = 300;

@@ -36,7 +36,7 @@ use super::{
     socket::{MESSAGES_MAX, UnderlaySocket, ecn_of},
     transport::{INCOMING_MAX, TunnelSettings, endpoint_config, transport_config},
 };
-use crate::{control::desired::NodeId, pki::identity::NodeIdentity};
+use crate::{node_id::NodeId, pki::identity::NodeIdentity};
 
 /// Payloads handed to the kernel in one send; 44 of 1452 bytes fill 64 KiB.
 const SEGMENTS_MAX: usize = 44;

@@ -13,7 +13,7 @@ use std::{
 use fabric_core::ids::PeerId;
 
 use super::{dialer::Dialer, report::Throttle};
-use crate::control::desired::{NodeId, PeerTarget};
+use crate::node_id::NodeId;
 
 /// Worker counts beyond this are not believed: a peer cannot make us dial without bound.
 const PEER_WORKERS_MAX: u32 = 64;
@@ -21,6 +21,17 @@ const PEER_WORKERS_MAX: u32 = 64;
 /// Lines about one peer that comes and goes: two restarts in a second are seen, a peer that does
 /// nothing else does not fill the log.
 const LOG_LINES_PER_SECOND_MAX: u32 = 4;
+
+/// A peer to hold connections with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerTarget {
+    /// Its number in snapshots, the same for the life of the daemon.
+    pub id: PeerId,
+    /// Its name, which its certificate must bear.
+    pub node: NodeId,
+    /// Where its workers listen, worker i at port + i.
+    pub underlay: Vec<SocketAddr>,
+}
 
 /// A peer as the control plane hands it to every worker.
 #[derive(Clone, Debug)]

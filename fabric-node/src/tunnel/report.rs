@@ -8,7 +8,7 @@ use std::{
 use fabric_core::ids::PeerId;
 
 use super::link::PathReport;
-use crate::control::desired::NodeId;
+use crate::node_id::NodeId;
 
 /// One peer as one worker sees it.
 #[derive(Clone, Debug)]

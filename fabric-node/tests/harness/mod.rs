@@ -26,17 +26,18 @@ use fabric_core::{
     snapshot::SnapshotBuilder,
 };
 use fabric_node::{
-    control::desired::{NodeId, PeerTarget},
     dataplane::{
         Dataplane,
         published::{Ports, Published},
     },
+    node_id::NodeId,
     pki::{self, NodeIdentity},
     sys::{
         netlink::{LinkSettings, Netlink, RouteSpec, enable_ipv6},
         netns::Netns,
         tun::{Tun, TunOffloads},
     },
+    tunnel::membership::PeerTarget,
     tunnel::{
         endpoint::EndpointContext,
         membership::{Peer, PeerShared},

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     config::place::{Misplaced, Source},
-    control::desired::NodeId,
+    node_id::NodeId,
 };
 
 /// All claims of all files, in the order they were read.

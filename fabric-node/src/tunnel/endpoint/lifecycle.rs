@@ -17,7 +17,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::{Endpoint, EndpointContext, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot, Stage};
 use crate::{
-    control::desired::NodeId,
+    node_id::NodeId,
     pki::identity::SERVER_NAME,
     tunnel::{
         link::PeerLink,

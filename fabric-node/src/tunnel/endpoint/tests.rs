@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::{control::desired::PeerTarget, pki};
+use crate::{pki, tunnel::membership::PeerTarget};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Steps of the clock while packets are under way.

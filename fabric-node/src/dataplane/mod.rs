@@ -3,9 +3,9 @@
 //! Comes in: TUN devices, snapshots, peers. Goes out: packets on TUN devices and on the underlay,
 //! exact accounts of both. Never done here: configuration, files, tokio.
 //!
-//! In the order a packet meets them: [`port`] reads it, [`worker`] decides (with
-//! [`fabric_core::forward`]) and runs the loop, [`deliver`] writes it to a TUN, [`outbound`] makes it
-//! a record for a peer. [`published`] is what all workers read, [`mailbox`] how they are told.
+//! In the order a packet meets them: [`worker`] runs the loop, [`port`] reads a packet, [`path`] takes
+//! it through the decision ([`fabric_core::forward`]), [`deliver`] writes it to a TUN, [`outbound`]
+//! makes it a record for a peer. [`published`] is what all workers read, [`mailbox`] how they are told.
 //!
 //! A port is read by one worker only (its number modulo the workers) and each connection belongs to
 //! one worker, so a flow keeps its order; any worker writes to any TUN.
@@ -14,6 +14,7 @@ pub mod deliver;
 mod epoll;
 pub mod mailbox;
 pub mod outbound;
+mod path;
 mod port;
 pub mod published;
 mod worker;

@@ -10,30 +10,21 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
-use bytes::BytesMut;
 use fabric_core::{
-    counters::{Counters, Side},
-    forward::Forwarder,
-    ids::{Generation, PeerId, PortId},
-    offload::{Offload, VnetHeader},
-    packet::{Headers, fragment, parse, parse::HEADER_PREFIX_LEN},
-    snapshot::POD_MTU,
-    verdict::{DropReason, NextHop, Verdict},
+    counters::Side,
+    ids::{Generation, PortId},
+    verdict::DropReason,
 };
 
 use super::{
     WorkerReport,
-    deliver::{Content, DeliverScratch, deliver},
     epoll::Epoll,
     mailbox::{Command, Inbox, Waker},
-    outbound::{self, HEADROOM},
+    path::Path,
     port::{Port, Read},
     published::Published,
 };
-use crate::{
-    sys::tun::Tun,
-    tunnel::{buffers::BufferPool, endpoint::Endpoint, link::Received},
-};
+use crate::{sys::tun::Tun, tunnel::endpoint::Endpoint};
 
 /// Packets read from one port before the next one has its turn. 16 super-packets are 1 MiB.
 const READS_PER_PORT_MAX: usize = 16;
@@ -63,20 +54,6 @@ pub(super) struct Worker {
     running: bool,
 }
 
-/// What a packet passes through: everything but the endpoint, so that records can be taken from the
-/// endpoint while packets are written.
-struct Path {
-    forwarder: Forwarder,
-    counters: Counters,
-    buffer: BytesMut,
-    pool: BufferPool,
-    reply: Vec<u8>,
-    segments: Vec<u8>,
-    deliver: DeliverScratch,
-    /// Answers to packets of peers, sent when the endpoint is free again.
-    answers: Vec<(PeerId, Vec<u8>)>,
-}
-
 impl Worker {
     pub(super) fn new(
         endpoint: Endpoint,
@@ -92,7 +69,6 @@ impl Worker {
             epoll.add(descriptor, SOCKETS)?;
             waiting_to_write.push(false);
         }
-        let mut pool = BufferPool::default();
         Ok(Self {
             endpoint,
             published: Cache::new(published),
@@ -104,16 +80,7 @@ impl Worker {
             ports: Vec::new(),
             gone: Vec::new(),
             underlay_ready: true,
-            path: Path {
-                forwarder: Forwarder::default(),
-                counters: Counters::default(),
-                buffer: pool.take(),
-                pool,
-                reply: Vec::with_capacity(1280),
-                segments: Vec::with_capacity(2048),
-                deliver: DeliverScratch::default(),
-                answers: Vec::new(),
-            },
+            path: Path::default(),
             report,
             reported: Instant::now(),
             running: true,
@@ -293,277 +260,4 @@ impl Worker {
             self.reported = now;
         }
     }
-}
-
-impl Path {
-    /// A packet from a port of this worker, at `HEADROOM..` of the buffer.
-    fn egress(
-        &mut self,
-        published: &Published,
-        endpoint: &mut Endpoint,
-        from: &Port,
-        vnet: VnetHeader,
-        len: usize,
-        now: Instant,
-    ) {
-        self.counters.record_received(Side::from(from.id), len);
-        if let Err(reason) = self.try_egress(published, endpoint, from, vnet, len, now) {
-            self.counters.record_dropped(reason);
-        }
-    }
-
-    fn try_egress(
-        &mut self,
-        published: &Published,
-        endpoint: &mut Endpoint,
-        from: &Port,
-        vnet: VnetHeader,
-        len: usize,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let packet = self
-            .buffer
-            .get_mut(HEADROOM..HEADROOM + len)
-            .ok_or(DropReason::BadTotalLength)?;
-        let headers = parse(packet, len)?;
-        let offload = vnet.offload_of_local(packet, &headers)?;
-        let verdict = self.forwarder.egress(
-            &published.snapshot,
-            from.id,
-            packet,
-            &headers,
-            offload,
-            now,
-            &mut self.reply,
-        );
-        match verdict {
-            Verdict::Deliver(to) => {
-                let packet = self.buffer.get(HEADROOM..).unwrap_or_default();
-                let content = Content::Whole(packet);
-                deliver_to(published, to, &headers, offload, content, &mut self.deliver)?;
-                self.counters.record_delivered(Side::from(to), len);
-                Ok(())
-            }
-            Verdict::Send(peer) => self.send(endpoint, peer, &headers, offload),
-            Verdict::Fragment(next_hop) => {
-                self.send_fragments(published, endpoint, next_hop, &headers, offload, len)
-            }
-            Verdict::Answer => {
-                self.counters.record_answered();
-                // An answer that cannot be written changes nothing about the packet's account.
-                let _ = write_own(&from.tun, &self.reply, &mut self.deliver);
-                Ok(())
-            }
-            Verdict::Drop(reason) => Err(reason),
-        }
-    }
-
-    fn send(
-        &mut self,
-        endpoint: &mut Endpoint,
-        peer: PeerId,
-        headers: &Headers,
-        offload: Offload,
-    ) -> Result<(), DropReason> {
-        let link = endpoint
-            .link(peer, outbound::flow_hash(headers))
-            .ok_or(DropReason::PeerUnreachable)?;
-        let (buffer, pool) = (&mut self.buffer, &mut self.pool);
-        outbound::send(
-            link,
-            buffer,
-            pool,
-            headers,
-            offload,
-            Some(headers.packet_len),
-            &mut self.segments,
-        )
-    }
-
-    /// An IPv4 packet larger than the link that may be cut: a pod has raised its own MTU.
-    fn send_fragments(
-        &mut self,
-        published: &Published,
-        endpoint: &mut Endpoint,
-        next_hop: NextHop,
-        headers: &Headers,
-        offload: Offload,
-        len: usize,
-    ) -> Result<(), DropReason> {
-        let mut whole = self
-            .buffer
-            .get(HEADROOM..HEADROOM + len)
-            .unwrap_or_default()
-            .to_vec();
-        if offload.needs_checksum {
-            fabric_core::packet::checksum::complete_checksum(&mut whole, headers)?;
-        }
-        let mut fragments: Vec<Vec<u8>> = Vec::new();
-        fragment::split(
-            &whole,
-            headers,
-            POD_MTU as usize,
-            &mut self.segments,
-            |fragment| {
-                fragments.push(fragment.to_vec());
-            },
-        )?;
-        let (count, whole_len) = (fragments.len(), headers.packet_len);
-        for (index, bytes) in fragments.into_iter().enumerate() {
-            let headers = parse(&bytes, bytes.len())?;
-            let is_last = index + 1 == count;
-            match next_hop {
-                NextHop::Local(to) => {
-                    let content = Content::Whole(&bytes);
-                    deliver_to(
-                        published,
-                        to,
-                        &headers,
-                        Offload::NONE,
-                        content,
-                        &mut self.deliver,
-                    )?;
-                    if is_last {
-                        self.counters.record_delivered(Side::from(to), len);
-                    }
-                }
-                NextHop::Peer(peer) => {
-                    let account = is_last.then_some(whole_len);
-                    self.send_bytes(endpoint, peer, &bytes, &headers, account)?;
-                }
-                NextHop::Unassigned => return Err(DropReason::NoSuchPod),
-            }
-        }
-        Ok(())
-    }
-
-    /// A packet from a peer.
-    fn ingress(&mut self, published: &Published, peer: PeerId, record: Received<'_>, now: Instant) {
-        let (offload, len) = match &record {
-            Received::Datagram { offload, packet } => (*offload, packet.len()),
-            Received::Stream {
-                offload,
-                packet_len,
-                ..
-            } => (*offload, *packet_len),
-        };
-        self.counters.record_received(Side::Peer, len);
-        if let Err(reason) = self.try_ingress(published, peer, &record, offload, len, now) {
-            self.counters.record_dropped(reason);
-        }
-    }
-
-    fn try_ingress(
-        &mut self,
-        published: &Published,
-        peer: PeerId,
-        record: &Received<'_>,
-        offload: Offload,
-        len: usize,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let mut copied = [0; HEADER_PREFIX_LEN];
-        let prefix = match record {
-            Received::Datagram { packet, .. } => packet,
-            Received::Stream { pieces, .. } => {
-                let wanted = len.min(HEADER_PREFIX_LEN);
-                match pieces.contiguous_prefix(wanted) {
-                    Some(prefix) => prefix,
-                    None => {
-                        let filled = pieces.copy_prefix(len, &mut copied);
-                        copied.get(..filled).unwrap_or_default()
-                    }
-                }
-            }
-        };
-        let headers = parse(prefix, len)?;
-        let verdict = self.forwarder.ingress(
-            &published.snapshot,
-            peer,
-            prefix,
-            &headers,
-            now,
-            &mut self.reply,
-        );
-        match verdict {
-            Verdict::Deliver(to) => {
-                let content = match record {
-                    Received::Datagram { packet, .. } => Content::Whole(packet),
-                    Received::Stream { pieces, .. } => Content::Pieces(pieces),
-                };
-                deliver_to(published, to, &headers, offload, content, &mut self.deliver)?;
-                self.counters.record_delivered(Side::from(to), len);
-                Ok(())
-            }
-            Verdict::Answer => {
-                self.counters.record_answered();
-                self.answers.push((peer, self.reply.clone()));
-                Ok(())
-            }
-            Verdict::Drop(reason) => Err(reason),
-            // Never tunnel to tunnel.
-            Verdict::Send(_) | Verdict::Fragment(_) => Err(DropReason::DestinationNotLocal),
-        }
-    }
-
-    /// Sends the ICMP errors that packets of peers have earned.
-    fn send_answers(&mut self, endpoint: &mut Endpoint) {
-        for (peer, answer) in std::mem::take(&mut self.answers) {
-            if let Ok(headers) = parse(&answer, answer.len()) {
-                // An answer that finds no way changes nothing about the packet's account.
-                let _ = self.send_bytes(endpoint, peer, &answer, &headers, None);
-            }
-        }
-    }
-
-    fn send_bytes(
-        &mut self,
-        endpoint: &mut Endpoint,
-        peer: PeerId,
-        bytes: &[u8],
-        headers: &Headers,
-        account: Option<u32>,
-    ) -> Result<(), DropReason> {
-        let link = endpoint
-            .link(peer, outbound::flow_hash(headers))
-            .ok_or(DropReason::PeerUnreachable)?;
-        let (buffer, pool) = (&mut self.buffer, &mut self.pool);
-        let place = buffer
-            .get_mut(HEADROOM..HEADROOM + bytes.len())
-            .ok_or(DropReason::BadTotalLength)?;
-        place.copy_from_slice(bytes);
-        outbound::send(
-            link,
-            buffer,
-            pool,
-            headers,
-            Offload::NONE,
-            account,
-            &mut self.segments,
-        )
-    }
-}
-
-fn deliver_to(
-    published: &Published,
-    to: PortId,
-    headers: &Headers,
-    offload: Offload,
-    content: Content<'_>,
-    scratch: &mut DeliverScratch,
-) -> Result<(), DropReason> {
-    let tun = published.ports.get(&to).ok_or(DropReason::PortGone)?;
-    deliver(tun, headers, offload, content, scratch)
-}
-
-/// Writes a packet that this node made itself.
-fn write_own(tun: &Tun, packet: &[u8], scratch: &mut DeliverScratch) -> Result<(), DropReason> {
-    let headers = parse(packet, packet.len())?;
-    deliver(
-        tun,
-        &headers,
-        Offload::NONE,
-        Content::Whole(packet),
-        scratch,
-    )
 }

@@ -3,9 +3,12 @@
 //! Comes in: UDP datagrams, the set of peers, the time. Goes out: [`QuicLink`]s that carry records,
 //! UDP datagrams. A connection carries packets only once the other side's certificate names a node
 //! of the fabric; from then on it is known by that node's [`PeerId`]. What happens to one connection
-//! from its handshake to its end is in [`lifecycle`].
+//! from its handshake to its end is in [`lifecycle`], who dials and when in [`dialling`], and the way
+//! out in [`transmit`].
 
+mod dialling;
 mod lifecycle;
+mod transmit;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

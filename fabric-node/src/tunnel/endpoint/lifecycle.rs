@@ -9,22 +9,16 @@ use std::{net::SocketAddr, time::Instant};
 
 use fabric_core::{ids::PeerId, record::RecordError};
 use fabric_proto::hello::{Hello, PROTOCOL_VERSION};
-use quinn_proto::{
-    ClientConfig, ConnectionError, ConnectionHandle, Dir, Event, StreamEvent, Transmit,
-    crypto::rustls::QuicClientConfig,
-};
+use quinn_proto::{ConnectionError, ConnectionHandle, Dir, Event, StreamEvent};
 use rustls_pki_types::CertificateDer;
 
-use super::{Endpoint, EndpointContext, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot, Stage};
+use super::{Endpoint, EndpointContext, Slot, Stage};
 use crate::{
     node_id::NodeId,
-    pki::identity::SERVER_NAME,
     tunnel::{
         link::PeerLink,
         quic::{QuicLink, SecondControlStream, close},
         report::printable,
-        socket::{Sent, UnderlaySocket},
-        transport::transport_config,
     },
 };
 
@@ -44,7 +38,7 @@ impl Endpoint {
     }
 
     /// Passes events between a connection and the engine; false once the connection is gone.
-    fn exchange_endpoint_events(&mut self, index: usize, now: Instant) -> bool {
+    pub(super) fn exchange_endpoint_events(&mut self, index: usize, now: Instant) -> bool {
         let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
             return false;
         };
@@ -341,77 +335,6 @@ impl Endpoint {
         self.refuse(index, &reason, "malformed record", now);
     }
 
-    // Dialling.
-
-    /// Begins every attempt that is due.
-    pub fn dial(&mut self, now: Instant) {
-        let context = &self.context;
-        let locals: Vec<SocketAddr> = self.sockets.iter().map(UnderlaySocket::local).collect();
-        let mut due = Vec::new();
-        for (id, entry) in &mut self.peers {
-            entry.plan(
-                &context.node,
-                context.worker,
-                context.workers,
-                now,
-                context.settings.reconnect_max,
-            );
-            for (connection, dialled) in &entry.dialled {
-                if dialled.link.is_none() && dialled.dialer.due() <= now {
-                    let way = entry.way(*connection, &dialled.dialer, &locals);
-                    due.push((*id, *connection, entry.node().clone(), way));
-                }
-            }
-        }
-        for (peer, connection, node, way) in due {
-            let dialled = match way {
-                Some(way) => self.dial_one(peer, connection, &node, way, now),
-                None => Err(format!(
-                    "it has no address of a family that this node has one of, with a UDP port left for its worker of connection {connection}"
-                )),
-            };
-            let error = dialled.err();
-            let spread = self.context.boot_id.rotate_left(connection % 64) ^ u64::from(peer.0);
-            let Some(entry) = self.peers.get_mut(&peer) else {
-                continue;
-            };
-            if let (Some(error), Some(dialled)) = (error, entry.dialled.get_mut(&connection)) {
-                tracing::debug!(peer = %node, ?way, %error, "cannot dial");
-                entry.last_error = error;
-                dialled.dialer.failed(now, spread);
-            }
-        }
-    }
-
-    fn dial_one(
-        &mut self,
-        peer: PeerId,
-        connection: u32,
-        node: &NodeId,
-        (socket, address): (usize, SocketAddr),
-        now: Instant,
-    ) -> Result<(), String> {
-        let tls = self.context.identity.client_config(node.clone());
-        let crypto = QuicClientConfig::try_from(tls).map_err(|e| e.to_string())?;
-        let mut config = ClientConfig::new(std::sync::Arc::new(crypto));
-        let payload_max = payload_max_for(&self.context, address.is_ipv6());
-        config.transport_config(transport_config(&self.context.settings, payload_max));
-        let (handle, quic) = self
-            .engine
-            .connect(now, config, address, SERVER_NAME)
-            .map_err(|e| e.to_string())?;
-        let link = QuicLink::new(quic);
-        self.insert(handle, link, socket, Some((peer, connection)), now);
-        if let Some(dialled) = self
-            .peers
-            .get_mut(&peer)
-            .and_then(|entry| entry.dialled.get_mut(&connection))
-        {
-            dialled.link = Some(handle.0);
-        }
-        Ok(())
-    }
-
     pub(super) fn insert(
         &mut self,
         handle: ConnectionHandle,
@@ -440,47 +363,6 @@ impl Endpoint {
             }));
         }
         self.mark(handle.0);
-    }
-
-    // Peers that change.
-
-    pub(super) fn drop_peer(&mut self, id: PeerId, now: Instant) {
-        for index in self.links_of(id) {
-            self.end(
-                index,
-                close::UNKNOWN_NODE,
-                "no longer a node of this fabric",
-                now,
-            );
-        }
-        if let Some(entry) = self.peers.remove(&id) {
-            tracing::info!(peer = %entry.node(), "peer removed");
-        }
-    }
-
-    /// Closes connections to addresses that their node no longer has.
-    pub(super) fn cut_moved(&mut self, now: Instant) {
-        let moved: Vec<usize> = self
-            .links
-            .iter()
-            .enumerate()
-            .filter_map(|(index, slot)| {
-                let slot = slot.as_deref()?;
-                let entry = self.peers.get(&slot.peer?)?;
-                (!entry.has_address(slot.link.remote().ip())).then_some(index)
-            })
-            .collect();
-        for index in moved {
-            self.end(index, close::REPLACED, "the node's address changed", now);
-        }
-    }
-
-    fn links_of(&self, peer: PeerId) -> Vec<usize> {
-        let of_peer =
-            |slot: &Option<Box<Slot>>| slot.as_deref().is_some_and(|s| s.peer == Some(peer));
-        (0..self.links.len())
-            .filter(|index| self.links.get(*index).is_some_and(of_peer))
-            .collect()
     }
 
     fn peer_of(&self, node: &NodeId) -> Option<PeerId> {
@@ -524,71 +406,6 @@ impl Endpoint {
         if let Some(suppressed) = self.refusals.allow(now) {
             let node = node.as_deref().unwrap_or("<unknown>");
             tracing::warn!(address_of = node, %remote, reason, suppressed, "connection refused");
-        }
-    }
-
-    // Datagrams out.
-
-    /// Sends what one connection has; true if there is more than a turn allows.
-    pub(super) fn transmit_link(&mut self, index: usize, now: Instant) -> bool {
-        let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
-            return false;
-        };
-        let mut sends = 0;
-        loop {
-            let round = sends;
-            slot.link.flush();
-            loop {
-                let Some(socket) = self.sockets.get_mut(slot.socket) else {
-                    return false;
-                };
-                if socket.is_held() {
-                    return true;
-                }
-                let mtu = usize::from(slot.link.path_mtu()).max(1200);
-                let segments = (SEND_BYTES_MAX / mtu)
-                    .clamp(1, SEGMENTS_MAX)
-                    .min(socket.segments_max());
-                self.scratch.clear();
-                let Some(transmit) = slot.link.poll_transmit(now, segments, &mut self.scratch)
-                else {
-                    break;
-                };
-                let contents = self.scratch.get(..transmit.size).unwrap_or_default();
-                if socket.send(transmit, contents) == Sent::Held {
-                    return true;
-                }
-                sends += 1;
-                if sends >= SENDS_MAX {
-                    return true;
-                }
-            }
-            if sends == round {
-                break;
-            }
-        }
-        self.exchange_endpoint_events(index, now);
-        false
-    }
-
-    pub(super) fn respond(&mut self, socket: usize, transmit: Transmit) {
-        let contents = self
-            .scratch
-            .get(..transmit.size)
-            .unwrap_or_default()
-            .to_vec();
-        self.responses.push((socket, transmit, contents));
-    }
-
-    pub(super) fn send_responses(&mut self) {
-        for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
-            // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
-            // again and does not take its place.
-            if let Some(socket) = self.sockets.get_mut(socket)
-                && !socket.is_held()
-            {
-                socket.send(transmit, &contents);
-            }
         }
     }
 

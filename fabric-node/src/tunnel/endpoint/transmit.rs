@@ -1,0 +1,73 @@
+//! What the connections have to say, handed to the sockets in large batches.
+
+use std::time::Instant;
+
+use quinn_proto::Transmit;
+
+use super::{Endpoint, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX};
+use crate::tunnel::{link::PeerLink, socket::Sent};
+
+impl Endpoint {
+    /// Sends what one connection has; true if there is more than a turn allows.
+    pub(super) fn transmit_link(&mut self, index: usize, now: Instant) -> bool {
+        let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
+            return false;
+        };
+        let mut sends = 0;
+        loop {
+            let round = sends;
+            slot.link.flush();
+            loop {
+                let Some(socket) = self.sockets.get_mut(slot.socket) else {
+                    return false;
+                };
+                if socket.is_held() {
+                    return true;
+                }
+                let mtu = usize::from(slot.link.path_mtu()).max(1200);
+                let segments = (SEND_BYTES_MAX / mtu)
+                    .clamp(1, SEGMENTS_MAX)
+                    .min(socket.segments_max());
+                self.scratch.clear();
+                let Some(transmit) = slot.link.poll_transmit(now, segments, &mut self.scratch)
+                else {
+                    break;
+                };
+                let contents = self.scratch.get(..transmit.size).unwrap_or_default();
+                if socket.send(transmit, contents) == Sent::Held {
+                    return true;
+                }
+                sends += 1;
+                if sends >= SENDS_MAX {
+                    return true;
+                }
+            }
+            if sends == round {
+                break;
+            }
+        }
+        self.exchange_endpoint_events(index, now);
+        false
+    }
+
+    pub(super) fn respond(&mut self, socket: usize, transmit: Transmit) {
+        let contents = self
+            .scratch
+            .get(..transmit.size)
+            .unwrap_or_default()
+            .to_vec();
+        self.responses.push((socket, transmit, contents));
+    }
+
+    pub(super) fn send_responses(&mut self) {
+        for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
+            // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
+            // again and does not take its place.
+            if let Some(socket) = self.sockets.get_mut(socket)
+                && !socket.is_held()
+            {
+                socket.send(transmit, &contents);
+            }
+        }
+    }
+}

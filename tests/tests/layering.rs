@@ -268,7 +268,8 @@ fn code_lines(text: &str) -> usize {
 
 fn is_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
-    // Every second piece is inside of quotes.
+    // Every second piece is inside of quotes, but for those that are part of a text.
+    let code = code.replace("\\\"", "");
     code.split('"').step_by(2).any(|piece| {
         piece
             .split(|c: char| !c.is_alphanumeric() && c != '_')

@@ -84,8 +84,7 @@ impl Node {
         in_force.set_desired(desired.clone())?;
         dataplane.open_port(PortId::HOST, host_tun)?;
         let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), wanted)?);
-        let restored = attacher.restore();
-        tracing::info!(?restored, "pods taken over");
+        attacher.restore();
         let watch = follow(path, desired, in_force.clone(), last_good)?;
         Ok(Self {
             in_force,

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod demo;
 pub mod interrupt;
 pub mod name;
+pub mod next_steps;
 pub mod place;
 pub mod plan;
 pub mod plugin;

@@ -22,8 +22,8 @@ use anyhow::{Context as _, bail};
 
 use self::report::{Finding, Report};
 use super::{
-    Family, Interrupt, Lab, LabOptions, Pod, Progress, Worker, cli, command, place::Place,
-    teardown::Remains,
+    Family, Interrupt, Lab, LabOptions, Pod, Progress, Worker, command, next_steps::next_steps,
+    place::Place, teardown::Remains,
 };
 use crate::cli::output::Output;
 
@@ -134,7 +134,7 @@ pub fn run(
         report.add(plan.id, plan.title, (plan.prove)(), &progress);
     }
     interrupt.check()?;
-    let next = cli::next_steps(lab.state());
+    let next = next_steps(lab.state());
     if keep {
         lab.keep();
     } else {

@@ -73,14 +73,14 @@ doc: ## Rustdoc of everything, private items too, warnings are errors
 # The packages are the same in all three, only the targets differ: so are the features, and nothing
 # is compiled twice.
 unit: ## Unit, property, documentation and command tests of all crates; needs root
-	$(CARGO) test $(LOCKED) --workspace --lib --bins $(addprefix --test ,$(UNIT_TESTS))
-	$(CARGO) test $(LOCKED) --workspace --doc
+	$(CARGO) test $(LOCKED) --no-fail-fast --workspace --lib --bins $(addprefix --test ,$(UNIT_TESTS))
+	$(CARGO) test $(LOCKED) --no-fail-fast --workspace --doc
 
 netns: ## Tests of the data plane in network namespaces; needs root
-	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(NETNS_TESTS)) $(ONE_AT_A_TIME)
+	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(NETNS_TESTS)) $(ONE_AT_A_TIME)
 
 lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile peers; needs root
-	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
+	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
 
 bench-check: build ## Fail unless one TCP stream beats wireguard-go by the promised factor; needs root
 	$(BUILD_BENCH_PEERS)

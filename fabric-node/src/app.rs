@@ -13,10 +13,11 @@ use std::{
 
 use anyhow::Context as _;
 use fabric_core::ids::PortId;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     admin::{server as admin_server, view::NodeView},
+    causes::with_causes,
     cni::{attach::Attacher, server::CniServer},
     config::{self, NodeConfig, SourceConfig},
     control::{
@@ -38,6 +39,8 @@ use crate::{
 
 /// Threads of the control plane's runtime; the data plane has its own.
 const CONTROL_THREADS: usize = 2;
+/// How often the data-plane threads are looked after.
+const WORKER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often attachments are compared with the namespaces that exist.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -97,21 +100,30 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
         let view = Arc::new(NodeView::new(self.in_force.clone()));
+        let mut servers = JoinSet::new();
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
+        servers.spawn(async { admin.await.context("the admin socket") });
         let cni = serve_cni(
             CniServer::bind(&config.cni.socket)?,
             self.attacher,
             self.in_force.clone(),
             stopped,
         );
+        servers.spawn(async {
+            cni.await;
+            Ok(())
+        });
         tracing::info!(node = %config.node, admin = %config.admin.socket.display(), cni = %config.cni.socket.display(), "ready");
-        let signals = async {
-            let result = signal().await;
-            let _ = stop.send(true);
-            result
+        // A node that has lost a part of itself ends, so that whoever supervises it starts it anew.
+        let end = tokio::select! {
+            signal = signal() => signal.map(|signal| tracing::info!(signal, "stopping")),
+            () = workers_ended(&self.in_force) => Err(anyhow::anyhow!("a data-plane worker has ended")),
+            Some(ended) = servers.join_next() => ended?.and(Err(anyhow::anyhow!("a socket is no longer served"))),
         };
-        let (admin, (), signal) = tokio::join!(admin, cni, signals);
-        tracing::info!(signal = signal?, "stopping");
+        let _ = stop.send(true);
+        while let Some(ended) = servers.join_next().await {
+            ended??;
+        }
         self.in_force.dataplane().shut_down();
         if self.in_force.attached().is_empty() {
             tokio::task::spawn_blocking(host::remove)
@@ -122,7 +134,15 @@ impl Node {
                 "pods keep their devices and fabric0 its routes; the next start takes them over"
             );
         }
-        admin.context("the admin socket")
+        end
+    }
+}
+
+/// Returns once a data-plane thread is no longer there.
+async fn workers_ended(in_force: &InForce) {
+    let mut interval = tokio::time::interval(WORKER_CHECK_INTERVAL);
+    while in_force.dataplane().is_running() {
+        interval.tick().await;
     }
 }
 
@@ -182,7 +202,7 @@ fn follow(
             }
             Err(error) => {
                 tracing::error!(
-                    error = format!("{error:#}"),
+                    error = with_causes(&error),
                     "the new state is refused; the last good one stays in force"
                 );
             }

@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod causes;
 pub mod cli;
 pub mod cni;
 pub mod config;
@@ -17,4 +18,5 @@ pub mod lab;
 pub mod node_id;
 pub mod pki;
 pub mod sys;
+pub mod terminal;
 pub mod tunnel;

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use fabric_node::{app, config};
+use fabric_node::{app, causes::with_causes, config};
 use tracing_subscriber::EnvFilter;
 
 /// The daemon of one worker of the fabric.
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            anstream::eprintln!("fabric-node: {error:#}");
+            anstream::eprintln!("fabric-node: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }

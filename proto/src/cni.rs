@@ -232,8 +232,6 @@ pub mod code {
     pub const INCOMPATIBLE_VERSION: u32 = 1;
     /// Unsupported field in the network configuration.
     pub const UNSUPPORTED_FIELD: u32 = 2;
-    /// Container unknown or does not exist.
-    pub const UNKNOWN_CONTAINER: u32 = 3;
     /// Invalid environment variables.
     pub const INVALID_ENVIRONMENT: u32 = 4;
     /// I/O failure.

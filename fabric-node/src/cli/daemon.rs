@@ -6,13 +6,13 @@ use anyhow::Context;
 use fabric_proto::admin::{Document, Status};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{
-    exit::{FAILED, Failure},
-    output::{Format, Output},
-};
 use crate::admin::{
     STATE_READY,
     client::{Client, ClientError, TIMEOUT},
+};
+use crate::terminal::{
+    exit::{FAILED, Failure},
+    output::{Format, Output},
 };
 
 /// Time between two looks of `status --wait`.
@@ -117,7 +117,7 @@ pub fn drops(socket: &Path, output: Output, args: DropsArgs) -> Result<ExitCode,
     )
 }
 
-fn print_list<T: serde::Serialize + super::output::Show>(
+fn print_list<T: serde::Serialize + crate::terminal::output::Show>(
     output: Output,
     document: &Document<T>,
     empty: bool,

@@ -14,17 +14,18 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::lab::cli::LabArgs;
+use crate::{
+    lab::cli::LabArgs,
+    terminal::{
+        exit::{self, Failure},
+        output::{Format, Output},
+    },
+};
 
 pub mod daemon;
 pub mod doctor;
-pub mod exit;
-pub mod output;
 pub mod pki;
 pub mod tables;
-
-use exit::Failure;
-use output::{Format, Output};
 
 /// Where the daemon's admin socket is unless said otherwise.
 pub const SOCKET: &str = "/run/fabric/admin.sock";

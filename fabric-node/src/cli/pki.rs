@@ -10,7 +10,7 @@ use clap::Subcommand;
 use fabric_proto::admin::{API_VERSION, Document};
 use serde::Serialize;
 
-use super::{
+use crate::terminal::{
     exit::Failure,
     output::{Format, Output, Show},
 };

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use fabric_proto::admin::{DropList, PacketAccount, PeerList, PodList, RouteList, Status, Tally};
 
-use super::output::{NONE, Show, age, list, or_none, printable, table};
+use crate::terminal::output::{NONE, Show, age, list, or_none, printable, table};
 
 /// How much of a container id is shown (characters), as container tools do.
 const CONTAINER_ID_CHARS: usize = 13;
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
     use crate::{
         admin::{STATE_DEGRADED, STATE_READY, View, sample::Sample},
-        cli::output::{Format, render},
+        terminal::output::{Format, render},
     };
 
     const SAMPLE: Sample = Sample { state: STATE_READY };

@@ -26,6 +26,7 @@ use super::{
     reconcile::{PeerIds, allocation_range, gateway_of, host_routes, snapshot_inputs},
 };
 use crate::{
+    causes::with_causes,
     cni::attach::{Attachment, Fabric},
     dataplane::{Dataplane, published::Published},
     node_id::NodeId,
@@ -102,7 +103,7 @@ impl InForce {
         let previous = std::mem::replace(&mut state.desired, desired);
         if let Err(error) = self.publish(&mut state) {
             state.desired = previous;
-            state.refused = Some(format!("{error:#}"));
+            state.refused = Some(with_causes(&error));
             return Err(error);
         }
         state.refused = None;
@@ -130,7 +131,9 @@ impl InForce {
         let result = host_routes(&state.desired, &self.local)
             .map_err(Into::into)
             .and_then(|ranges| host::configure(&gateways.unwrap_or_default(), &ranges));
-        let problem = result.err().map(|error| format!("fabric0: {error:#}"));
+        let problem = result
+            .err()
+            .map(|error| format!("fabric0: {}", with_causes(&error)));
         if problem != state.host_problem {
             match &problem {
                 Some(problem) => {
@@ -373,7 +376,7 @@ impl InForce {
 
 impl Fabric for InForce {
     fn attach(&self, attachment: Attachment, device: Tun) -> Result<PortId, String> {
-        Self::attach(self, attachment, device).map_err(|error| format!("{error:#}"))
+        Self::attach(self, attachment, device).map_err(|error| with_causes(&error))
     }
 
     fn detach(&self, key: &AttachmentKey) {

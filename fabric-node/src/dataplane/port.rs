@@ -6,7 +6,13 @@ use bytes::BytesMut;
 use fabric_core::{ids::PortId, offload::VnetHeader};
 
 use super::outbound::HEADROOM;
-use crate::sys::tun::Tun;
+use crate::{
+    sys::tun::{READ_BYTES_MAX, Tun},
+    tunnel::buffers::BUFFER_BYTES,
+};
+
+/// The kernel cuts off silently what a buffer cannot hold.
+const _: () = assert!(HEADROOM + READ_BYTES_MAX <= BUFFER_BYTES);
 
 /// A device that this worker reads.
 pub(super) struct Port {

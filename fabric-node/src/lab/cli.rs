@@ -21,7 +21,7 @@ use super::{
     teardown,
     underlay::inside,
 };
-use crate::cli::{exit::Failure, output::Output};
+use crate::terminal::{exit::Failure, output::Output};
 
 /// Exit status of `exec` when the lab, not the command, failed; as of env(1) and container engines.
 const EXEC_FAILED: u8 = 125;

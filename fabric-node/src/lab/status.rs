@@ -10,7 +10,7 @@ use super::{
     daemon,
     state::{CNI_NETWORK, LabState},
 };
-use crate::cli::output::{Show, list, table};
+use crate::terminal::output::{Show, list, table};
 
 /// Content of the document `kind: Lab`.
 #[derive(Debug, Serialize)]

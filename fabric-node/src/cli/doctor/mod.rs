@@ -12,7 +12,7 @@ use anstyle::AnsiColor;
 use fabric_proto::admin::{API_VERSION, Document};
 use serde::Serialize;
 
-use super::{
+use crate::terminal::{
     exit::{FAILED, Failure},
     output::{Format, Output, Show, render, style, table},
 };

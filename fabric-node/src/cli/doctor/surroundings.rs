@@ -15,11 +15,12 @@ use crate::{
         STATE_READY,
         client::{Client, ClientError, TIMEOUT},
     },
-    cli::{daemon::block_on, exit::Failure},
+    cli::daemon::block_on,
     pki::{
         files::PEM_BYTES_MAX,
         validity::{Rfc3339, Validity, unix_now},
     },
+    terminal::exit::Failure,
 };
 
 /// A clock before this is certainly wrong: 2026-01-01T00:00:00Z (seconds since 1970).

@@ -25,7 +25,7 @@ use super::{
     Family, Interrupt, Lab, LabOptions, Pod, Progress, Worker, command, next_steps::next_steps,
     place::Place, teardown::Remains,
 };
-use crate::cli::output::Output;
+use crate::terminal::output::Output;
 
 /// Pods on each worker of the demo.
 pub const PODS: [usize; 2] = [2, 1];

@@ -7,8 +7,8 @@ use fabric_proto::admin::{API_VERSION, Document};
 use serde::Serialize;
 
 use crate::{
-    cli::output::{Format, Output, Show, table},
     lab::progress::Progress,
+    terminal::output::{Format, Output, Show, table},
 };
 
 /// What a proof found.

@@ -174,7 +174,7 @@ pub fn age(seconds: u64) -> String {
 }
 
 /// Text without control characters: some of it was written by peers, and a terminal obeys it.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use crate::admin::client::ClientError;
+use crate::{admin::client::ClientError, causes::with_causes};
 
 /// Failed, degraded, or something required is missing.
 pub const FAILED: u8 = 1;
@@ -46,7 +46,7 @@ impl fmt::Display for Failure {
             Self::Daemon(error) => error.fmt(f),
             Self::TimedOut(what) => f.write_str(what),
             // The whole chain of causes on one line.
-            Self::Other(error) => write!(f, "{error:#}"),
+            Self::Other(error) => f.write_str(&with_causes(error)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Certificates and keys on disk.
 //!
 //! A file appears whole or not at all: written to a temporary beside it, fsynced, renamed, and the
-//! directory fsynced. Keys are 0600, certificates 0644, directories that are made 0700. Nothing that
+//! directory fsynced. All files are 0600, directories that are made 0700. Nothing that
 //! exists is replaced unless [`Overwrite::Yes`] is said; a file that has the content already is left.
 
 use std::{
@@ -22,8 +22,7 @@ pub const PEM_BYTES_MAX: u64 = 1024 * 1024;
 pub const CA_CERTIFICATE: &str = "ca.pem";
 /// The CA's private key in a PKI directory.
 pub const CA_KEY: &str = "ca-key.pem";
-const KEY_MODE: u32 = 0o600;
-const CERTIFICATE_MODE: u32 = 0o644;
+const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
 /// Whether files that exist may be replaced.
@@ -116,11 +115,11 @@ pub fn init_dir(
         source,
     })?;
     make_directory(dir)?;
-    write_file(&dir.join(CA_KEY), made.key_pem(), KEY_MODE, overwrite)?;
+    write_file(&dir.join(CA_KEY), made.key_pem(), FILE_MODE, overwrite)?;
     write_file(
         &dir.join(CA_CERTIFICATE),
         made.certificate_pem(),
-        CERTIFICATE_MODE,
+        FILE_MODE,
         overwrite,
     )?;
     Ok(made)
@@ -206,15 +205,15 @@ pub fn save_node(
     ensure_node_absent(credentials, out, overwrite)?;
     let files = NodeFiles::within(out, &credentials.node);
     make_directory(out)?;
-    write_file(&files.key, &credentials.key_pem, KEY_MODE, overwrite)?;
+    write_file(&files.key, &credentials.key_pem, FILE_MODE, overwrite)?;
     write_file(
         &files.certificate,
         &credentials.chain_pem,
-        CERTIFICATE_MODE,
+        FILE_MODE,
         overwrite,
     )?;
     if !has_content(&files.ca, &credentials.ca_pem) {
-        write_file(&files.ca, &credentials.ca_pem, CERTIFICATE_MODE, overwrite)?;
+        write_file(&files.ca, &credentials.ca_pem, FILE_MODE, overwrite)?;
     }
     Ok(files)
 }
@@ -284,7 +283,6 @@ fn write_file(path: &Path, content: &str, mode: u32, overwrite: Overwrite) -> Re
         source,
     };
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    // A new temporary file is 0600, so a key is never readable by others, not even for a moment.
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
     file.write_all(content.as_bytes()).map_err(failed)?;
     file.as_file()
@@ -332,9 +330,9 @@ mod tests {
         let (files, _) = issue_dir(&dir, &node("worker-a"), &dir, 1, Overwrite::No).unwrap();
         assert_eq!(mode(&dir), 0o700);
         assert_eq!(mode(&dir.join(CA_KEY)), 0o600);
-        assert_eq!(mode(&dir.join(CA_CERTIFICATE)), 0o644);
+        assert_eq!(mode(&dir.join(CA_CERTIFICATE)), 0o600);
         assert_eq!(mode(&files.key), 0o600);
-        assert_eq!(mode(&files.certificate), 0o644);
+        assert_eq!(mode(&files.certificate), 0o600);
         let mut names: Vec<_> = fs::read_dir(&dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

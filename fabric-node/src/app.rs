@@ -21,7 +21,7 @@ use crate::{
     cni::{attach::Attacher, server::CniServer},
     config::{self, NodeConfig, SourceConfig},
     control::{
-        desired::DesiredState,
+        desired::{DesiredState, NodeSpec},
         file::{self, FileWatch, SourceEvent},
         host,
         in_force::InForce,
@@ -59,6 +59,17 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
     // Netlink and namespaces block, so the node is put together outside the runtime.
     let node = Node::start(&config)?;
     runtime.block_on(node.serve(&config))
+}
+
+/// Reads everything that a start would read, and changes nothing.
+///
+/// # Errors
+///
+/// The first thing that would keep the node from starting.
+pub fn check(config: &NodeConfig) -> anyhow::Result<()> {
+    load_identity(config)?;
+    let SourceConfig::File { path } = &config.source;
+    local_node(config, &file::read_directory(path)?).map(drop)
 }
 
 struct Node {
@@ -216,10 +227,7 @@ fn start_dataplane(
     identity: Arc<NodeIdentity>,
     desired: &DesiredState,
 ) -> anyhow::Result<Dataplane> {
-    let local = desired
-        .nodes
-        .get(&config.node)
-        .with_context(|| format!("node {} is not in the desired state: add it to the state source, or correct `node` in the configuration", config.node))?;
+    let local = local_node(config, desired)?;
     let underlay: Vec<SocketAddr> = local.underlay.clone();
     let context = EndpointContext {
         node: config.node.clone(),
@@ -241,6 +249,15 @@ fn start_dataplane(
     };
     tracing::info!(workers = context.workers, underlay = ?underlay, underlay_mtu = context.underlay_mtu, "starting the data plane");
     Dataplane::start(&context, &underlay)
+}
+
+fn local_node<'a>(config: &NodeConfig, desired: &'a DesiredState) -> anyhow::Result<&'a NodeSpec> {
+    desired.nodes.get(&config.node).with_context(|| {
+        format!(
+            "node {} is not in the desired state: add it to the state source, or correct `node` in the configuration",
+            config.node
+        )
+    })
 }
 
 fn load_identity(config: &NodeConfig) -> anyhow::Result<Arc<NodeIdentity>> {

@@ -345,6 +345,7 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
     let document: Document = source.parse()?;
     let node = NodeId::new(&document.node).map_err(|problem| source.at_key("node", problem))?;
     check_ranges(source, &document)?;
+    check_paths(source, &document)?;
     let socket = |key: &str, table: SocketTable, default: &str| {
         let socket = table
             .socket
@@ -370,6 +371,28 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
         dataplane: document.dataplane,
         tunnel: document.tunnel,
     })
+}
+
+/// A relative path would depend on where the daemon was started.
+fn check_paths(source: &Source<'_>, document: &Document) -> Result<(), Misplaced> {
+    let SourceConfig::File { path: nodes } = &document.source;
+    let identity = &document.identity;
+    for (key, path) in [
+        ("state_dir", Some(&document.state_dir)),
+        ("run_dir", Some(&document.run_dir)),
+        ("source.path", Some(nodes)),
+        ("identity.ca", Some(&identity.ca)),
+        ("identity.certificate", Some(&identity.certificate)),
+        ("identity.key", Some(&identity.key)),
+        ("cni.socket", document.cni.socket.as_ref()),
+        ("admin.socket", document.admin.socket.as_ref()),
+    ] {
+        if let Some(path) = path.filter(|path| !path.is_absolute()) {
+            let problem = format!("{} is relative: use an absolute path", path.display());
+            return Err(source.at_key(key, problem));
+        }
+    }
+    Ok(())
 }
 
 fn check_ranges(source: &Source<'_>, document: &Document) -> Result<(), Misplaced> {

@@ -1,6 +1,10 @@
 //! `fabric-node`, the daemon of a worker.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use fabric_node::{app, causes::with_causes, config};
@@ -8,7 +12,11 @@ use tracing_subscriber::EnvFilter;
 
 /// The daemon of one worker of the fabric.
 #[derive(Parser)]
-#[command(name = "fabric-node", version, about)]
+#[command(
+    name = "fabric-node",
+    version,
+    about = "The daemon of one worker of the fabric"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -30,7 +38,7 @@ enum Command {
         #[arg(long, default_value = "text", env = "FABRIC_LOG_FORMAT")]
         log_format: LogFormat,
     },
-    /// Read the configuration, say what is wrong with it, and do nothing else.
+    /// Read the configuration, the identity and the state source, say what is wrong, change nothing.
     CheckConfig {
         /// Configuration file.
         #[arg(
@@ -55,11 +63,7 @@ fn main() -> ExitCode {
             start_log(log_format);
             config::load(&config).map_err(Into::into).and_then(app::run)
         }
-        Command::CheckConfig { config } => {
-            config::load(&config).map_err(Into::into).map(|loaded| {
-                anstream::println!("{}: node {} is configured", config.display(), loaded.node);
-            })
-        }
+        Command::CheckConfig { config } => check(&config),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,6 +72,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let config = config::load(path)?;
+    app::check(&config)?;
+    anstream::println!(
+        "{}: node {} is configured; its identity and its state source can be used",
+        path.display(),
+        config.node
+    );
+    Ok(())
 }
 
 /// Logs go to stderr, in colour only on a terminal; `FABRIC_LOG` takes the usual filter syntax,

@@ -88,9 +88,34 @@ pub fn stop_all(processes: &[Process], grace: Duration) -> usize {
 
 /// Pids of all running processes that have `argument`, or a path beneath it, in an argument;
 /// without this one and its ancestors.
+///
+/// To root a path means something in its own mount namespace only: a process in another one, such as
+/// a container's, is not meant, whatever it says. An ordinary user's labs are in mount namespaces of
+/// their own, and only his own processes can be his labs'.
 #[must_use]
 pub fn mentioning(argument: &Path) -> Vec<u32> {
-    others().filter(|&pid| mentions(pid, argument)).collect()
+    let is_root = rustix::process::geteuid().is_root();
+    let own = mount_namespace("self");
+    others()
+        .filter(|&pid| mentions(pid, argument))
+        .filter(|&pid| !is_root || mount_namespace(&pid.to_string()) == own)
+        .collect()
+}
+
+/// Whether the process runs one of the lab's own programs, by the name of its file.
+#[must_use]
+pub fn is_of_the_lab(pid: u32) -> bool {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = exe.file_name().unwrap_or_default().to_string_lossy();
+    matches!(
+        name.trim_end_matches(" (deleted)"),
+        "fabric" | "fabric-node"
+    )
+}
+
+fn mount_namespace(process: &str) -> Option<(u64, u64)> {
+    let namespace = fs::metadata(format!("/proc/{process}/ns/mnt")).ok()?;
+    Some((namespace.dev(), namespace.ino()))
 }
 
 /// Pids of all processes in one of the network namespaces (device, inode); without this one and

@@ -29,7 +29,7 @@ const STRAY_MAX: Duration = Duration::from_secs(2);
 pub struct Remains {
     /// Namespace files.
     pub namespaces: Vec<PathBuf>,
-    /// Processes that have the lab's folder among their arguments.
+    /// Processes of the lab's programs that have its folder among their arguments.
     pub processes: Vec<u32>,
     /// The lab's folder.
     pub folder: Option<PathBuf>,
@@ -42,9 +42,21 @@ impl Remains {
         let folder = place.folder(name);
         Self {
             namespaces: namespaces(name, &place.netns_dir(name)),
-            processes: process::mentioning(&folder),
+            processes: process::mentioning(&folder)
+                .into_iter()
+                .filter(|&pid| process::is_of_the_lab(pid))
+                .collect(),
             folder: folder.symlink_metadata().is_ok().then_some(folder),
         }
+    }
+
+    /// What is left, in words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let paths = self.namespaces.iter().chain(&self.folder);
+        let paths = paths.map(|path| path.display().to_string());
+        let processes = self.processes.iter().map(|pid| format!("process {pid}"));
+        paths.chain(processes).collect::<Vec<_>>().join(", ")
     }
 
     /// Whether nothing is left.

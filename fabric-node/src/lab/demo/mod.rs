@@ -131,7 +131,10 @@ pub fn run(
     for plan in plans(&scene) {
         interrupt.check()?;
         progress.hint(&plan.title);
-        report.add(plan.id, plan.title, (plan.prove)(), &progress);
+        let finding = (plan.prove)();
+        // A proof that was interrupted has failed for no reason of its own.
+        interrupt.check()?;
+        report.add(plan.id, plan.title, finding, &progress);
     }
     interrupt.check()?;
     let next = next_steps(lab.state());
@@ -239,7 +242,7 @@ fn links() -> Vec<String> {
 fn nothing_remains(options: &LabOptions, links_before: &[String]) -> anyhow::Result<Finding> {
     let remains = Remains::of(&options.name, &Place::here());
     if !remains.is_empty() {
-        bail!("there still is {remains:?}");
+        bail!("there still is {}", remains.describe());
     }
     // Others may add interfaces meanwhile; only names the lab makes would be its own.
     let ours = ["fabric", "worker-", super::underlay::BRIDGE];

@@ -421,11 +421,17 @@ fn check_ranges(source: &Source<'_>, document: &Document) -> Result<(), Misplace
         }
     }
     if tunnel.keep_alive_ms > tunnel.idle_timeout_ms / 2 {
-        let problem = format!(
-            "{} is more than half of tunnel.idle_timeout_ms, {}: one lost packet would end the connection",
-            tunnel.keep_alive_ms, tunnel.idle_timeout_ms
-        );
-        return Err(source.at_key("tunnel.keep_alive_ms", problem));
+        let (keep_alive, idle) = (tunnel.keep_alive_ms, tunnel.idle_timeout_ms);
+        let (key, problem) = if source.has("tunnel.keep_alive_ms") {
+            let problem =
+                format!("{keep_alive} is more than half of tunnel.idle_timeout_ms, {idle}");
+            ("tunnel.keep_alive_ms", problem)
+        } else {
+            let problem = format!("{idle} is less than twice tunnel.keep_alive_ms, {keep_alive}");
+            ("tunnel.idle_timeout_ms", problem)
+        };
+        let cost = "one lost packet would end the connection";
+        return Err(source.at_key(key, format!("{problem}: {cost}")));
     }
     Ok(())
 }

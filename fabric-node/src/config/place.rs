@@ -79,6 +79,11 @@ impl Source<'_> {
         }
     }
 
+    /// Whether the file gives a dotted key.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        DeTable::parse(self.text).is_ok_and(|document| offset_of(document.get_ref(), key).is_some())
+    }
+
     /// `problem` with the value of a dotted key; if the key is not there, at the top of the file.
     pub(crate) fn at_key(&self, key: &str, problem: String) -> Misplaced {
         let offset = DeTable::parse(self.text)

@@ -102,6 +102,14 @@ fn faults_are_located() {
             "fabric.toml:3:17: tunnel.keep_alive_ms: 3000 is more than half of tunnel.idle_timeout_ms, 5000: one lost packet would end the connection",
         ),
         (
+            "node = \"a\"\n[tunnel]\nidle_timeout_ms = 5\n",
+            "fabric.toml:3:19: tunnel.idle_timeout_ms: 5 is less than twice tunnel.keep_alive_ms, 1000: one lost packet would end the connection",
+        ),
+        (
+            "node = \"a\"\nrun_dir = \"run\"\n",
+            "fabric.toml:2:11: run_dir: run is relative: use an absolute path",
+        ),
+        (
             "node = \"a\"\ntunnel.reconnect_max_ms = 0\n",
             "fabric.toml:2:27: tunnel.reconnect_max_ms: 0 is out of range: use 1 to 3600000",
         ),

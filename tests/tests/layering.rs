@@ -363,11 +363,11 @@ fn impure(text: &str) -> Vec<String> {
     let code = code_of(text);
     let mut found = std_paths(&code);
     found.retain(|path| {
-        let is_part = |allowed: &&str| match allowed.strip_suffix("::") {
-            Some(module) => path == module || path.starts_with(*allowed),
+        let is_part = |allowed: &str| match allowed.strip_suffix("::") {
+            Some(module) => path == module || path.starts_with(allowed),
             None => path == allowed || path.starts_with(&format!("{allowed}::")),
         };
-        !STD_IN_CORE.iter().any(|allowed| is_part(&allowed))
+        !STD_IN_CORE.iter().any(|allowed| is_part(allowed))
     });
     let words = words(&code);
     let calls = |at: usize| {

@@ -24,7 +24,7 @@ use std::{
 use fabric_core::{
     offload::{Gso, GsoKind, Offload},
     packet::parse,
-    record::{DATAGRAM_HEADER_LEN, STREAM_HEADER_LEN, StreamHeader},
+    record::{DATAGRAM_HEADER_LEN, PACKET_BYTES_MAX, STREAM_HEADER_LEN, StreamHeader},
     testing::packets::Generator,
     verdict::DropReason,
 };
@@ -41,6 +41,12 @@ use harness::{
 use quinn_proto::{Dir, StreamId};
 
 const RECORDS: u64 = 1_000_000;
+/// Records sent where none can be lost.
+const RELIABLE_RECORDS: u64 = 20_000;
+/// When nothing has come for this long, nothing is on its way: that takes microseconds here.
+const QUIET: Duration = Duration::from_millis(200);
+/// Connections that are ended by a damaged header.
+const DAMAGED: usize = 400;
 /// Number of the stranger in these tests: nodes 0 and 1 run.
 const ROGUE: usize = 2;
 /// Its memory may not be anybody's problem (bytes).
@@ -72,6 +78,8 @@ fn dial(fabric: &Fabric, rogue: &mut Rogue) {
 
 /// A million mutated records from an authenticated peer: no panic, one outcome each, none with a
 /// foreign source reaches the pod, memory stays bounded, and TCP with another peer runs all the while.
+/// Every record that QUIC carries reliably is received once, and what counts as delivered to the pod is
+/// what the pod's kernel received.
 #[test]
 fn a_million_hostile_records() {
     let _alone = alone();
@@ -83,7 +91,16 @@ fn a_million_hostile_records() {
     let taken = begin.elapsed();
     fabric.assert_conserved();
     tcp_echo(&fabric, 1, 0, false, 2000);
+    let reliable = reliable_records(&fabric, &mut rogue);
+    fabric.wait_for("the pod's kernel has what was delivered", || {
+        let counters = fabric.nodes[0].dataplane.counters();
+        let (delivered, kernel) = (counters.delivered_pods.packets, received_by_pod(&fabric));
+        kernel == delivered
+    });
+    fabric.assert_conserved();
     let counters = fabric.nodes[0].dataplane.counters();
+    let from_rogue = received_from_rogue(&fabric);
+    let at_most = sent.datagrams + sent.stream_records + sent.connections + reliable;
     let seen = watch.end();
     let drops: Vec<String> = DropReason::ALL
         .iter()
@@ -91,7 +108,7 @@ fn a_million_hostile_records() {
         .map(|reason| format!("{} {}", reason.name(), counters.dropped(*reason)))
         .collect();
     println!(
-        "{} records from peers ({sent:?}) in {taken:?}: delivered to pods {}, answered {}, dropped {} ({}); {echoes} honest echoes; the pod saw {seen:?}",
+        "{} records from peers ({sent:?}, then {reliable} on streams) in {taken:?}: delivered to pods {}, answered {}, dropped {} ({}); {echoes} honest echoes; the pod saw {seen:?}",
         counters.received_peers.packets,
         counters.delivered_pods.packets,
         counters.answered,
@@ -99,6 +116,7 @@ fn a_million_hostile_records() {
         drops.join(", "),
     );
     assert!(echoes > 0 && sent.connections > 10);
+    assert!(from_rogue <= at_most, "{from_rogue} received of {at_most}");
     assert_eq!(counters.dropped(DropReason::BadRecord), sent.connections);
     assert!(sent.memory_grown < GROWTH_MAX, "{}", sent.memory_grown);
     assert!(seen.from_rogue > 1000, "{seen:?}");
@@ -132,13 +150,7 @@ fn flood(fabric: &Fabric, rogue: &mut Rogue) -> Sent {
     let mut hostile = Hostile::new(3, own);
     let mut sent = Sent::default();
     let mut baseline = None;
-    let received = || {
-        let from = |node: usize| fabric.nodes[node].dataplane.counters();
-        from(0)
-            .received_peers
-            .packets
-            .saturating_sub(from(1).delivered_peers.packets)
-    };
+    let received = || received_from_rogue(fabric);
     loop {
         let so_far = received();
         let now = memory();
@@ -153,6 +165,82 @@ fn flood(fabric: &Fabric, rogue: &mut Rogue) -> Sent {
         sent.connections += 1;
         session(&mut hostile, rogue, &mut sent, || received() >= RECORDS);
     }
+}
+
+/// What node 0 received, less what node 1 sent it.
+fn received_from_rogue(fabric: &Fabric) -> u64 {
+    let of = |node: usize| fabric.nodes[node].dataplane.counters();
+    let honest = of(1).delivered_peers.packets;
+    of(0).received_peers.packets.saturating_sub(honest)
+}
+
+/// Sends hostile packets in well-framed records on streams, which lose nothing, while nobody else
+/// sends; each must be received, and none twice. How many there were.
+fn reliable_records(fabric: &Fabric, rogue: &mut Rogue) -> u64 {
+    let own = [false, true].map(|ipv6| pod_address(ROGUE, 2, ipv6));
+    let mut hostile = Hostile::new(4, own);
+    dial(fabric, rogue);
+    let streams: Vec<StreamId> = (0..STREAMS).filter_map(|_| rogue.open(Dir::Uni)).collect();
+    let mut backlog: Vec<Vec<u8>> = vec![Vec::new(); streams.len()];
+    let before = quiet(|| received_from_rogue(fabric));
+    let mut count = 0;
+    while count < RELIABLE_RECORDS {
+        let packet = hostile.packet();
+        if packet.is_empty() {
+            continue;
+        }
+        let header = StreamHeader {
+            packet_len: u32::try_from(packet.len()).unwrap(),
+            offload: any_offload(&mut hostile.random, &packet),
+        };
+        let bucket = hostile.random.below(streams.len());
+        backlog[bucket].extend_from_slice(&header.encode());
+        backlog[bucket].extend_from_slice(&packet);
+        count += 1;
+        push(rogue, &streams, &mut backlog);
+    }
+    assert!(rogue.pump_until(|rogue| {
+        push(rogue, &streams, &mut backlog);
+        backlog.iter().all(Vec::is_empty) && received_from_rogue(fabric) >= before + count
+    }));
+    let after = quiet(|| {
+        rogue.pump();
+        received_from_rogue(fabric)
+    });
+    assert_eq!(after - before, count, "records received on streams");
+    assert!(rogue.is_connected(), "{:?}", rogue.closed());
+    count
+}
+
+/// What `count` says once it has said the same for [`QUIET`].
+fn quiet(mut count: impl FnMut() -> u64) -> u64 {
+    let mut last = (count(), Instant::now());
+    while last.1.elapsed() < QUIET {
+        std::thread::sleep(Duration::from_millis(1));
+        let now = count();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+    }
+    last.0
+}
+
+/// Packets that the kernel of node 0's pod has received through `eth0`.
+fn received_by_pod(fabric: &Fabric) -> u64 {
+    let text = fabric.nodes[0]
+        .pod
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap())
+        .unwrap();
+    let row = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("eth0:"));
+    // Bytes, then packets.
+    row.unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 /// One connection: some ten thousand records that decode, then one that does not.
@@ -170,11 +258,13 @@ fn session(hostile: &mut Hostile, rogue: &mut Rogue, sent: &mut Sent, enough: im
             let mut record = vec![hostile.random.below(2) as u8];
             record.extend_from_slice(&packet);
             let mut tries = 0;
-            while !rogue.datagram(&record) && rogue.closed().is_none() && tries < 100_000 {
+            let mut accepted = rogue.datagram(&record);
+            while !accepted && rogue.closed().is_none() && tries < 100_000 {
                 rogue.pump();
                 tries += 1;
+                accepted = rogue.datagram(&record);
             }
-            sent.datagrams += 1;
+            sent.datagrams += u64::from(accepted);
         } else {
             let bucket = hostile.random.below(streams.len());
             let header = StreamHeader {
@@ -321,6 +411,85 @@ fn bad_framing_ends_the_connection_only() {
     fabric.wait_for("the rogue is back", || {
         fabric.peer(0, ROGUE).unwrap().state == PeerState::Connected
     });
+}
+
+/// Damage to any byte of a record's header, on hundreds of connections: what a plain reading of the
+/// format finds before the first malformed header is received, the connection ends there, and that is
+/// counted once.
+#[test]
+fn damaged_headers_end_their_connections_only() {
+    let _alone = alone();
+    let fabric = fabric_with_rogue("rogue");
+    let mut rogue = Rogue::bind(&fabric, ROGUE, None);
+    let mut random = Generator::new(5);
+    let record = record_to_the_pod(&fabric);
+    let bad_records = || {
+        let counters = fabric.nodes[0].dataplane.counters();
+        counters.dropped(DropReason::BadRecord)
+    };
+    let (mut at_once, mut sent) = (0, 0);
+    let ((), echoes) = tcp_echoes_during(&fabric, 1, 0, || {
+        for number in 0..DAMAGED {
+            let honest = random.below(4);
+            let mut bytes = record.repeat(honest);
+            let damaged = bytes.len();
+            bytes.extend_from_slice(&record);
+            for _ in 0..=random.below(2) {
+                // One byte after the other, so that none is left out.
+                let at = damaged + (number + random.below(2)) % STREAM_HEADER_LEN;
+                bytes[at] = match random.below(3) {
+                    0 => bytes[at] ^ (1 << random.below(8)),
+                    1 => random.bits() as u8,
+                    _ => [0, 1, 2, 0xff][random.below(4)],
+                };
+            }
+            // Whatever length it names, what follows is malformed in the end.
+            bytes.resize(
+                bytes.len() + PACKET_BYTES_MAX as usize + STREAM_HEADER_LEN,
+                0xff,
+            );
+            let whole = records_before_malformed(&bytes);
+            at_once += usize::from(whole == honest);
+            let before = bad_records();
+            dial(&fabric, &mut rogue);
+            let stream = rogue.open(Dir::Uni).unwrap();
+            rogue.write_all(stream, &bytes);
+            let words = rogue.wait_closed();
+            assert!(words.contains("malformed record"), "{words}");
+            fabric.wait_for("the malformed record is counted", || bad_records() > before);
+            sent += whole as u64 + 1;
+        }
+    });
+    let received = quiet(|| received_from_rogue(&fabric));
+    println!("{DAMAGED} connections, {at_once} of them end at the damage; {received} records");
+    assert!(echoes > 0);
+    assert!(at_once > DAMAGED / 4 && at_once < DAMAGED, "{at_once}");
+    assert_eq!(received, sent);
+    assert_eq!(bad_records(), DAMAGED as u64);
+    fabric.assert_conserved();
+}
+
+/// How many whole records precede the first malformed header, by a plain reading of the format:
+/// `length:u32 flags:u8 reserved:u8 segment_size:u16`.
+fn records_before_malformed(mut bytes: &[u8]) -> usize {
+    let mut whole = 0;
+    loop {
+        let (header, rest) = bytes.split_at(STREAM_HEADER_LEN);
+        let len = header[..4]
+            .iter()
+            .fold(0, |len, byte| len << 8 | usize::from(*byte));
+        let (flags, size) = (header[4], &header[6..]);
+        let is_segmented = (flags >> 1) & 3 != 0;
+        let is_well_formed = (1..=65_575).contains(&len)
+            && flags < 8
+            && header[5] == 0
+            && is_segmented == (size != [0, 0]);
+        if !is_well_formed {
+            return whole;
+        }
+        whole += 1;
+        bytes = &rest[len..];
+    }
 }
 
 /// Streams that are abandoned, reset in the middle of a record, dribbled byte by byte or more than

@@ -2,7 +2,10 @@
 //! which a script runs as root. What others do on the real machine is not seen there, so that all
 //! namespaces, interfaces, mounts, files and processes before and after can be compared exactly.
 
-use std::{ffi::OsStr, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet, ffi::OsStr, fs, net::IpAddr, path::Path, process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use fabric_node::lab::command::{self, Answer};
@@ -74,29 +77,37 @@ pub fn copy_programs(from: &Path, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks the document that `fabric lab demo -o json` printed: every proof of the issue is there and
-/// holds.
+/// Proofs of a demo, in its order, each with how many addresses of either family its value names: every
+/// proof over both families says so with an address of each.
+const PROOFS: [(&str, usize); 18] = [
+    // Three pods.
+    ("addresses", 3),
+    ("ping-ipv4", 0),
+    ("ping-ipv6", 0),
+    ("ping-neighbour-ipv4", 0),
+    ("ping-neighbour-ipv6", 0),
+    ("host-to-pod-a-1", 1),
+    ("host-to-pod-b-1", 1),
+    ("pod-to-worker-a", 1),
+    ("pod-to-worker-b", 1),
+    ("no-nat-tcp", 1),
+    ("no-nat-udp", 1),
+    ("no-nat-icmp", 1),
+    ("iperf3-across", 0),
+    ("iperf3-neighbour", 0),
+    ("encryption", 0),
+    ("conservation-worker-a", 0),
+    ("conservation-worker-b", 0),
+    ("clean-up", 0),
+];
+
+/// Checks the document that `fabric lab demo -o json` printed: it has exactly the proofs that a demo
+/// has, all hold, and those over both families name addresses of both.
 ///
 /// # Errors
 ///
-/// A proof is missing or does not hold; with what it found.
+/// A proof is missing, unknown or does not hold; with what it found.
 pub fn check_proofs(document: &str) -> anyhow::Result<()> {
-    /// Beginnings of the names of the proofs that a demo has.
-    const PROOFS: [&str; 13] = [
-        "addresses",
-        "ping",
-        "ping-neighbour",
-        "host-to",
-        "pod-to",
-        "no-nat-tcp",
-        "no-nat-udp",
-        "no-nat-icmp",
-        "iperf3-across",
-        "iperf3-neighbour",
-        "encryption",
-        "conservation",
-        "clean-up",
-    ];
     let document: Value = serde_json::from_str(document).context("that is no document")?;
     let proofs = document["proofs"]
         .as_array()
@@ -109,13 +120,73 @@ pub fn check_proofs(document: &str) -> anyhow::Result<()> {
             proof["value"]
         );
     }
-    for name in PROOFS {
-        let is_named = |proof: &Value| proof["id"].as_str().is_some_and(|id| id.starts_with(name));
-        ensure!(
-            proofs.iter().any(is_named),
-            "there is no proof {name} in {document:#}"
-        );
+    let ids: Vec<&str> = proofs.iter().filter_map(|it| it["id"].as_str()).collect();
+    let expected = PROOFS.map(|(id, _)| id);
+    ensure!(
+        ids == expected && proofs.len() == expected.len(),
+        "the proofs are {ids:?}, not {expected:?}"
+    );
+    for ((id, count), proof) in PROOFS.iter().zip(proofs) {
+        if *count > 0 {
+            let value = proof["value"].as_str().unwrap_or_default();
+            check_families(value, *count).with_context(|| format!("{id}: {value}"))?;
+        }
     }
     ensure!(document["ok"] == true, "the demo does not hold as a whole");
     Ok(())
+}
+
+/// Checks that `value` names exactly `count` different addresses of either family.
+fn check_families(value: &str, count: usize) -> anyhow::Result<()> {
+    let words = value.split(|c: char| c == ',' || c.is_whitespace());
+    let addresses: BTreeSet<IpAddr> = words.filter_map(|word| word.parse().ok()).collect();
+    let ipv6 = addresses.iter().filter(|it| it.is_ipv6()).count();
+    let ipv4 = addresses.len() - ipv6;
+    ensure!(
+        ipv4 == count && ipv6 == count,
+        "{ipv4} IPv4 and {ipv6} IPv6 addresses, not {count} of either"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use serde_json::json;
+
+    use super::*;
+
+    /// A demo as it should be.
+    fn demo() -> Value {
+        let value = |count: usize| {
+            let pair = |n| format!("10.244.1.{n} in 0.1 ms, fd44::{n} in 0.2 ms");
+            (1..=count).map(pair).collect::<Vec<_>>().join(", ")
+        };
+        let proof = |(id, count)| json!({"id": id, "ok": true, "value": value(count)});
+        json!({"ok": true, "proofs": PROOFS.map(proof)})
+    }
+
+    /// A demo with all proofs passes; without one of them, with one of another name, with one too many
+    /// or with one family alone it does not.
+    #[test]
+    fn proofs_are_compared_exactly() {
+        assert!(check_proofs(&demo().to_string()).is_ok());
+        for number in 0..PROOFS.len() {
+            let refused = |change: &dyn Fn(&mut Vec<Value>)| {
+                let mut changed = demo();
+                change(changed["proofs"].as_array_mut().unwrap());
+                assert!(check_proofs(&changed.to_string()).is_err(), "{changed:#}");
+            };
+            refused(&|proofs| drop(proofs.remove(number)));
+            refused(&|proofs| proofs.insert(number, proofs[number].clone()));
+            refused(&|proofs| proofs[number]["ok"] = json!(false));
+            refused(&|proofs| {
+                proofs[number]["id"] = json!(format!("{}-more", PROOFS[number].0));
+            });
+            if PROOFS[number].1 > 0 {
+                refused(&|proofs| proofs[number]["value"] = json!("10.244.1.2, 10.244.1.3"));
+                refused(&|proofs| proofs[number]["value"] = json!("fd44::2"));
+            }
+        }
+    }
 }

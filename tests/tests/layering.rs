@@ -31,6 +31,42 @@ const NOT_IN_CORE: [&str; 10] = [
     "tun",
 ];
 
+/// What fabric-core may use of the standard library, and the modules out of which it may use only a
+/// part. All others have I/O, clocks, threads or the process in them, or have not been looked at.
+const STD_IN_CORE: [&str; 17] = [
+    "std::array::",
+    "std::borrow::",
+    "std::cmp::",
+    "std::collections::",
+    "std::error::Error",
+    "std::fmt::",
+    "std::hash::",
+    "std::iter::",
+    "std::mem::",
+    "std::net::IpAddr",
+    "std::net::Ipv4Addr",
+    "std::net::Ipv6Addr",
+    "std::num::",
+    "std::ops::",
+    "std::sync::Arc",
+    "std::time::Duration",
+    // Those who call say what time it is: there is a type for it here, but no clock.
+    "std::time::Instant",
+];
+/// Words that mean I/O or a clock, however they came into scope.
+const WORDS_NOT_IN_CORE: [&str; 10] = [
+    "now",
+    "elapsed",
+    "SystemTime",
+    "print",
+    "println",
+    "eprint",
+    "eprintln",
+    "dbg",
+    "asm",
+    "extern",
+];
+
 /// Dependencies between our crates go one way: the plugin knows only the protocol, the node knows the
 /// core, the core knows nobody, and only tests and benches know the node.
 #[test]
@@ -121,6 +157,62 @@ fn the_core_stands_alone() {
             !beneath.contains(forbidden),
             "fabric-core stands on {beneath:?}"
         );
+    }
+}
+
+/// The core's own code has no I/O and asks no clock either, not even what only tests of others use.
+#[test]
+fn the_core_has_no_io_and_no_clock() {
+    let mut used = BTreeSet::new();
+    for (name, text) in sources() {
+        if !name.starts_with("fabric-core/src/") || is_test(&name) {
+            continue;
+        }
+        let found = impure(&text);
+        assert!(found.is_empty(), "{name} uses {found:?}");
+        used.extend(std_paths(&code_of(&text)));
+    }
+    for known in ["std::net::IpAddr", "std::time::Instant", "std::fmt"] {
+        assert!(used.contains(known), "{known} is not found among {used:?}");
+    }
+}
+
+/// The check for I/O and clocks finds them in paths, groups, nested groups and behind other names, and
+/// is not led astray by comments, texts and tests.
+#[test]
+fn io_and_clocks_are_recognised() {
+    for text in [
+        "use std::fs;",
+        "use std::fs::File;",
+        "use ::std::env;",
+        "use std::{cmp::Reverse, io::{self, Read}};",
+        "use std::{\n    fmt,\n    net::{IpAddr, TcpStream},\n};",
+        "use std::net::UdpSocket as Pipe;",
+        "use std::net::*;",
+        "use std::*;",
+        "use std as s;",
+        "use std::{self as s};",
+        "use std::{net as n};",
+        "use std::time;",
+        "fn f() { std::process::exit(1) }",
+        "fn f() { std::thread::spawn(g); }",
+        "let t = Instant::now();",
+        "let t = Clock :: now();",
+        "let t = SystemTime::UNIX_EPOCH;",
+        "let t = start.elapsed();",
+        "println!(\"x\");",
+    ] {
+        assert!(!impure(text).is_empty(), "{text}");
+    }
+    for text in [
+        "use std::{\n    fmt::{self, Debug},\n    net::{IpAddr, Ipv4Addr},\n    time::{Duration, Instant},\n};",
+        "fn f(now: Instant) -> std::time::Duration {}",
+        "/// As Instant::now() or std::fs.",
+        "let text = \"std::fs::read, Instant::now()\";",
+        "use std::mem;\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}",
+        "let x = std::mem::take(&mut y);",
+    ] {
+        assert_eq!(impure(text), Vec::<String>::new(), "{text}");
     }
 }
 
@@ -264,6 +356,112 @@ fn code_lines(text: &str) -> usize {
         .take_while(|line| !line.starts_with("mod tests {"))
         .filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//"))
         .count()
+}
+
+/// What in a source, without its tests, is I/O or a clock.
+fn impure(text: &str) -> Vec<String> {
+    let code = code_of(text);
+    let mut found = std_paths(&code);
+    found.retain(|path| {
+        let is_part = |allowed: &str| match allowed.strip_suffix("::") {
+            Some(module) => path == module || path.starts_with(allowed),
+            None => path == allowed || path.starts_with(&format!("{allowed}::")),
+        };
+        !STD_IN_CORE.iter().any(|allowed| is_part(allowed))
+    });
+    let words = words(&code);
+    let calls = |at: usize| {
+        let before = at.checked_sub(1).and_then(|at| words.get(at));
+        before.is_some_and(|word| word == "::" || word == ".")
+    };
+    let is_forbidden = |at: usize, word: &str| {
+        // A parameter may be called so.
+        WORDS_NOT_IN_CORE.contains(&word) && (word != "now" || calls(at))
+    };
+    let forbidden = words.iter().enumerate();
+    found.extend(
+        forbidden
+            .filter(|(at, word)| is_forbidden(*at, word))
+            .map(|(_, word)| word.clone()),
+    );
+    found
+}
+
+/// A source without comments, texts and the module of tests at the end.
+fn code_of(text: &str) -> String {
+    text.lines()
+        .take_while(|line| !line.starts_with("mod tests {"))
+        .flat_map(|line| {
+            let code = line.replace("\\\"", "");
+            let code = code.split("//").next().unwrap_or_default().to_owned();
+            let outside: Vec<String> = code.split('"').step_by(2).map(str::to_owned).collect();
+            outside.into_iter().chain(["\n".to_owned()])
+        })
+        .collect()
+}
+
+/// Names, `::`, and all other characters one by one.
+fn words(code: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut last = ' ';
+    for c in code.chars() {
+        let goes_on = (is_name(c) && is_name(last)) || (c == ':' && last == ':');
+        match words.last_mut() {
+            Some(word) if goes_on => word.push(c),
+            _ if c.is_whitespace() => {}
+            _ => words.push(c.to_string()),
+        }
+        last = c;
+    }
+    words
+}
+
+/// All paths into the standard library, those of groups one by one.
+fn std_paths(code: &str) -> Vec<String> {
+    let words = words(code);
+    let mut paths = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        if word == "std" {
+            expand(&words[at..], "", &mut paths);
+        }
+    }
+    paths
+}
+
+/// Adds the paths that begin at the first of `words`; how many words they take.
+fn expand(words: &[String], prefix: &str, paths: &mut Vec<String>) -> usize {
+    let mut path = prefix.to_owned();
+    let mut at = 0;
+    while let Some(word) = words.get(at) {
+        if word == "{" {
+            at += 1;
+            while words.get(at).is_some_and(|word| word != "}") {
+                at += match words[at].as_str() {
+                    "," => 1,
+                    // The new name of what was before.
+                    "as" => 2,
+                    _ => expand(&words[at..], &path, paths),
+                };
+            }
+            return at + 1;
+        }
+        // A group names its own module so.
+        if word != "self" {
+            path = if path.is_empty() {
+                word.clone()
+            } else {
+                format!("{path}::{word}")
+            };
+        }
+        at += 1;
+        if words.get(at).is_none_or(|word| word != "::") {
+            break;
+        }
+        at += 1;
+    }
+    paths.push(path);
+    at
 }
 
 fn is_unsafe(line: &str) -> bool {

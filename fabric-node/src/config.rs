@@ -25,9 +25,9 @@
 //!
 //! [tunnel]
 //! congestion = "cubic"
-//! idle_timeout_ms = 5000
-//! keep_alive_ms = 1000
-//! reconnect_max_ms = 1000
+//! idle_timeout_ms = 3000
+//! keep_alive_ms = 500
+//! reconnect_max_ms = 500
 //!
 //! [cni]
 //! socket = "/run/fabric/cni.sock"
@@ -67,13 +67,13 @@ pub const KEY_FILE: &str = "/etc/fabric/pki/node-key.pem";
 pub const CNI_SOCKET: &str = "cni.sock";
 /// Default of `admin.socket`, below `run_dir`.
 pub const ADMIN_SOCKET: &str = "admin.sock";
-/// Default of `tunnel.idle_timeout_ms`: a dead peer is noticed after this, less than the seconds
-/// that an inner TCP connection takes to give up.
-pub const IDLE_TIMEOUT_MS: u64 = 5_000;
-/// Default of `tunnel.keep_alive_ms`: four may be lost before the peer counts as dead.
-pub const KEEP_ALIVE_MS: u64 = 1_000;
+/// Default of `tunnel.idle_timeout_ms`: a dead peer is noticed after this. It also bounds how long a
+/// cut path goes unused after its return: QUIC's own probes back off for as long again as the cut.
+pub const IDLE_TIMEOUT_MS: u64 = 3_000;
+/// Default of `tunnel.keep_alive_ms`: five may be lost before the peer counts as dead.
+pub const KEEP_ALIVE_MS: u64 = 500;
 /// Default of `tunnel.reconnect_max_ms`: traffic resumes this soon after an underlay came back.
-pub const RECONNECT_MAX_MS: u64 = 1_000;
+pub const RECONNECT_MAX_MS: u64 = 500;
 /// Most workers that are started without being asked for: beyond it, forwarding rarely gains and
 /// the pods want the cores.
 pub const WORKERS_DEFAULT_MAX: u32 = 4;

@@ -1,10 +1,10 @@
 //! Execs of the real plugin with any environment and configuration, as a container runtime does.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use fabric_node::{
-    lab::{Lab, LabName, Worker, command, plugin::PLUGIN, underlay::inside},
+    lab::{Lab, LabName, Worker, command, daemon::wrapped, plugin::PLUGIN, underlay::inside},
     sys::{
         netlink::{Netlink, enable_ipv6},
         netns::Netns,
@@ -127,6 +127,22 @@ pub fn call(
     container: Option<&Container>,
     more: Value,
 ) -> anyhow::Result<Answer> {
+    call_under(&[], stage, worker, verb, container, more)
+}
+
+/// As [`call`], with the plugin run under `wrapper`, as for tracing.
+///
+/// # Errors
+///
+/// As [`call`].
+pub fn call_under(
+    wrapper: &[String],
+    stage: &Stage,
+    worker: &Worker,
+    verb: &str,
+    container: Option<&Container>,
+    more: Value,
+) -> anyhow::Result<Answer> {
     let mut config = json!({
         "cniVersion": "1.1.0",
         "name": "fabric",
@@ -137,7 +153,7 @@ pub fn call(
     if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
         config.extend(more);
     }
-    let mut program = Command::new(stage.program(PLUGIN));
+    let mut program = wrapped(wrapper, &stage.program(PLUGIN));
     program
         .env_clear()
         .env("CNI_COMMAND", verb)

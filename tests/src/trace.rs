@@ -7,8 +7,13 @@
 use std::path::Path;
 
 /// Calls that are looked at.
-const TRACED: &str = "trace=socket,ioctl,sendto,sendmsg,sendmmsg,bpf,setsockopt,mount,fsmount,\
-    move_mount,unshare,setns,init_module,finit_module,execve,execveat,openat,openat2";
+const TRACED: &str = "trace=socket,ioctl,sendto,sendmsg,sendmmsg,write,writev,pwritev2,sendfile,\
+    splice,io_uring_setup,io_setup,bpf,setsockopt,mount,fsmount,move_mount,unshare,setns,\
+    init_module,finit_module,execve,execveat,openat,openat2";
+/// Calls that send what is in memory; to a netlink socket, that is a request.
+const SENDS: [&str; 6] = [
+    "sendto", "sendmsg", "sendmmsg", "write", "writev", "pwritev2",
+];
 
 /// Configuration of a device: up, MTU, name (RFC 3549 section 2.2.3, linux/rtnetlink.h).
 pub const RTM_NEWLINK: u16 = 16;
@@ -16,6 +21,8 @@ pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_NEWADDR: u16 = 20;
 /// Adds a route.
 pub const RTM_NEWROUTE: u16 = 24;
+/// Takes a route away.
+pub const RTM_DELROUTE: u16 = 25;
 /// Takes a device away, as a TUN device that nobody needs.
 const RTM_DELLINK: u16 = 17;
 const RTM_SETLINK: u16 = 19;
@@ -29,7 +36,7 @@ const REQUESTS: [u16; 10] = [
     21, // RTM_DELADDR
     22, // RTM_GETADDR
     RTM_NEWROUTE,
-    25, // RTM_DELROUTE
+    RTM_DELROUTE,
     26, // RTM_GETROUTE
 ];
 
@@ -143,7 +150,7 @@ impl Call {
     /// The netlink requests it sent, or `None` where it sent to something else.
     #[must_use]
     pub fn requests(&self) -> Option<Vec<Request>> {
-        let sends = matches!(self.name.as_str(), "sendto" | "sendmsg" | "sendmmsg");
+        let sends = SENDS.contains(&self.name.as_str());
         (sends && self.argument(0).contains("<NETLINK:")).then(|| requests(&self.sent))
     }
 
@@ -159,7 +166,9 @@ impl Call {
             "execve" => ["fabric-node", "fabric-cni"]
                 .iter()
                 .any(|program| self.argument(0).ends_with(&format!("/{program}\""))),
-            "sendto" | "sendmsg" | "sendmmsg" => {
+            // What these send is in files and pipes, where it is not seen.
+            "sendfile" | "splice" => !self.text.contains("<NETLINK:"),
+            name if SENDS.contains(&name) => {
                 return match self.requests() {
                     Some(requests) if requests.is_empty() => {
                         vec![format!("netlink that cannot be read: {}", self.text)]
@@ -211,6 +220,12 @@ impl Call {
 }
 
 impl Request {
+    /// Whether its attributes hold these bytes, such as an address.
+    #[must_use]
+    pub fn holds(&self, bytes: &[u8]) -> bool {
+        self.body.windows(bytes.len()).any(|part| part == bytes)
+    }
+
     fn violation(&self) -> Option<String> {
         if !REQUESTS.contains(&self.kind) {
             return Some(format!("netlink request of type {}", self.kind));
@@ -310,6 +325,12 @@ mod tests {
             r#"openat(AT_FDCWD</>, "/proc/sys/net/ipv4/ip_forward", O_WRONLY|O_TRUNC) = 3"#,
             r#"openat(AT_FDCWD</>, "/sys/class/net/br0/bridge/stp_state", O_RDWR) = 3"#,
             r#"sendto(3<NETLINK:[7]>, "", 0, 0, NULL, 0) = 0"#,
+            r#"write(3<NETLINK:[7]>, "", 0) = 0"#,
+            "writev(3<NETLINK:[7]>, [], 0) = 0",
+            "sendfile(3<NETLINK:[7]>, 4</etc/hosts>, NULL, 10) = 10",
+            "splice(4<pipe:[8]>, NULL, 3<NETLINK:[7]>, NULL, 10, 0) = 10",
+            "io_uring_setup(8, {flags=0, sq_entries=8}) = 4<anon_inode:[io_uring]>",
+            "io_setup(8, [0x7f54b3574830]) = 0",
         ] {
             assert_eq!(violations(line).len(), 1, "{line}");
         }
@@ -329,6 +350,8 @@ mod tests {
             r#"openat(AT_FDCWD</>, "/proc/sys/kernel/random/boot_id", O_RDONLY|O_CLOEXEC) = 29"#,
             r#"execve("/opt/fabric/fabric-node", ["fabric-node", "run"], ["A=b"]) = 0"#,
             r#"sendto(5<UDP:[1]>, "abc", 3, 0, NULL, 0) = 3"#,
+            r#"write(2</var/log/fabric>, "abc", 3) = 3"#,
+            r#"writev(23</dev/net/tun<char 10:200>>, [{iov_base="abc", iov_len=3}], 1) = 3"#,
         ] {
             assert_eq!(violations(line), Vec::<String>::new(), "{line}");
         }
@@ -352,5 +375,22 @@ sendto(5<UDP:[1]>, \"de ad\", 5, 0, NULL, 0) = 5
         assert_eq!((requests.len(), requests[0].kind), (1, RTM_NEWADDR));
         assert!(calls[0].violations().is_empty());
         assert_eq!((calls[1].requests(), calls[1].sent.len()), (None, 5));
+        assert!(requests[0].holds(&[10, 244, 1, 2]) && !requests[0].holds(&[10, 244, 1, 3]));
+    }
+
+    /// Requests that are written, in pieces, are the same as those that are sent.
+    #[test]
+    fn written_requests_are_read_too() {
+        let trace = "\
+writev(3<NETLINK:[7]>, [{iov_len=16}, {iov_len=24}], 2) = 40
+ * 16 bytes in buffer 0
+ | 00000  28 00 00 00 14 00 05 06  04 00 00 00 00 00 00 00  (............... |
+ * 24 bytes in buffer 1
+ | 00000  02 20 00 00 02 00 00 00  08 00 01 00 0a f4 01 02  . .............. |
+ | 00010  08 00 02 00 0a f4 01 02                           ........         |
+";
+        let calls = parse(trace);
+        let requests = calls[0].requests().unwrap();
+        assert_eq!((requests.len(), requests[0].kind), (1, RTM_NEWADDR));
     }
 }

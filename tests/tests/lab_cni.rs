@@ -131,6 +131,48 @@ fn add_twice_check_and_unknown_del() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runtimes that speak an older CNI version get results in that version from ADD, their CHECK
+/// agrees, and DEL frees the pod.
+#[test]
+fn older_cni_versions() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let lab = stage.lab("versions", 1, 0)?;
+    let worker = lab.state().worker("worker-a")?;
+    for (number, version) in [(1, "1.0.0"), (2, "0.4.0")] {
+        let pod = Container::make(&lab, worker, number)?;
+        let speak = |verb: &str, mut more: Value| {
+            more["cniVersion"] = json!(version);
+            call(&stage, worker, verb, Some(&pod), more)
+        };
+        let result = speak("ADD", json!({}))?.done()?;
+        assert_eq!(result["cniVersion"], version);
+        // Up to 0.4.0 an address names its family; since 1.1.0 an interface names its MTU.
+        let families: Vec<&Value> = result["ips"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|ip| &ip["version"])
+            .collect();
+        if version == "0.4.0" {
+            assert_eq!(families, ["4", "6"], "{result}");
+        } else {
+            assert_eq!(families, [&Value::Null; 2], "{result}");
+        }
+        assert!(result["interfaces"][0].get("mtu").is_none(), "{result}");
+        assert!(eth0(&pod)?.is_some(), "{version}: no interface");
+
+        let previous = json!({ "prevResult": result });
+        assert_eq!(speak("CHECK", previous.clone())?.done()?, Value::Null);
+        let mut other = previous.clone();
+        other["prevResult"]["ips"][0]["address"] = json!("10.244.1.77/32");
+        speak("CHECK", other)?.failed(code(code::CHECK_FAILED), &["prevResult lacks"])?;
+        assert_eq!(speak("DEL", previous)?.done()?, Value::Null);
+        assert!(eth0(&pod)?.is_none(), "{version}: DEL left an interface");
+        assert_eq!(pods(&stage, worker)?.items, []);
+    }
+    Ok(())
+}
+
 /// While the daemon is dead ADD and STATUS say so and how to mend it, and DEL succeeds; the next
 /// start carries it out, and the address rests.
 #[test]

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashSet,
+    fs,
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -13,7 +14,9 @@ use anyhow::{Context as _, ensure};
 use fabric_node::lab::{Families, Family, Lab, LabOptions, Pod};
 use fabric_tests::{
     account::check_conserved,
-    operator::fabric,
+    eventually::eventually,
+    operator::{fabric, peer, status},
+    plugin::{Container, addresses},
     stage::Stage,
     traffic::{ping_seen, tcp_echo, udp_echo},
 };
@@ -26,6 +29,8 @@ const SIZES: [usize; 4] = [1, 1400, 8000, 60_000];
 const SIDE_BY_SIDE: usize = 4;
 /// How long the whole matrix of the largest lab may take.
 const MATRIX_MAX: Duration = Duration::from_secs(60);
+/// How long the workers of two daemons may take to connect after a restart of both.
+const CONNECTIONS_MAX: Duration = Duration::from_secs(5);
 
 /// A lab built by the command line serves all ordered pairs of its pods over both families, tells
 /// its state as JSON, passes on exit statuses, and leaves nothing behind.
@@ -71,7 +76,7 @@ fn three_workers_built_by_the_command_line() -> anyhow::Result<()> {
     }
 
     let begin = Instant::now();
-    matrix(&lab, &[false, true], &SIZES)?;
+    matrix(lab.pods(), &[false, true], &SIZES)?;
     let took = begin.elapsed();
     println!("30 pairs, 2 families in {took:?}");
     assert!(took < MATRIX_MAX, "{took:?}");
@@ -142,6 +147,54 @@ fn narrowest_underlay() -> anyhow::Result<()> {
     })
 }
 
+/// With two workers in each daemon, every pod reaches every other, attached before the daemons were
+/// told so or afterwards.
+#[test]
+fn two_workers_in_each_daemon() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let mut lab = stage.lab("workers", 2, 2)?;
+    let names: Vec<String> = lab.workers().iter().map(|w| w.name.clone()).collect();
+    for name in &names {
+        lab.stop_daemon(name)?;
+        let file = lab.state().worker(name)?.config_file();
+        let config = fs::read_to_string(&file)? + "\n[dataplane]\nworkers = 2\n";
+        fs::write(&file, config)?;
+    }
+    for name in &names {
+        lab.start_daemon(name)?;
+    }
+    for (worker, other) in lab.workers().iter().zip(names.iter().rev()) {
+        let (_, took) = eventually("a connection of each worker", CONNECTIONS_MAX, || {
+            let seen = peer(&stage, worker, other)?.context("no peer")?;
+            ensure!(seen.connections == 2, "{seen:?}");
+            Ok(())
+        })?;
+        println!("{} has both connections after {took:?}", worker.name);
+    }
+    let mut pods = lab.pods().to_vec();
+    for worker in lab.workers() {
+        assert_eq!(status(&stage, worker)?.workers, 2, "{}", worker.name);
+        let container = Container::make(&lab, worker, 7)?;
+        let result = container.call(&stage, worker, "ADD")?.done()?;
+        let given = addresses(&result)
+            .iter()
+            .map(|ip| ip.parse())
+            .collect::<Result<_, _>>()?;
+        pods.push(Pod {
+            name: container.id.clone(),
+            worker: worker.name.clone(),
+            netns: container.netns,
+            container_id: container.id,
+            addresses: given,
+        });
+    }
+    matrix(&pods, &[false, true], &SIZES)?;
+    for worker in lab.workers() {
+        check_conserved(worker)?;
+    }
+    lab.down()
+}
+
 fn one_kind(
     purpose: &str,
     families: &[bool],
@@ -158,7 +211,7 @@ fn one_kind(
         assert_eq!(has, families, "{} has {:?}", pod.name, pod.addresses);
     }
     let sizes = [&SIZES[..], &[1472, 1473, 1452, 1453]].concat();
-    matrix(&lab, families, &sizes)?;
+    matrix(lab.pods(), families, &sizes)?;
     for worker in lab.workers() {
         check_conserved(worker)?;
     }
@@ -166,8 +219,7 @@ fn one_kind(
 }
 
 /// Tries all ordered pairs. No datagram may be lost.
-fn matrix(lab: &Lab, families: &[bool], sizes: &[usize]) -> anyhow::Result<()> {
-    let pods = lab.pods();
+fn matrix(pods: &[Pod], families: &[bool], sizes: &[usize]) -> anyhow::Result<()> {
     let mut work = Vec::new();
     for from in pods {
         for to in pods.iter().filter(|to| to.name != from.name) {

@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -15,16 +16,26 @@ use fabric_node::{
     sys::netns::Netns,
 };
 use fabric_tests::{
+    eventually::eventually,
+    plugin::{Container, call_under},
+    sources,
     stage::Stage,
-    trace::{Call, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, parse, tracer},
+    trace::{Call, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, parse, tracer},
+    traffic::{address, echo_through, pattern, tcp, tcp_echo},
 };
+use serde_json::{Value, json};
 
 /// How long one ping, or the end of the tracers, may take.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Sent over each TCP connection, there and back.
+const TCP_BYTES: usize = 60_000;
+/// First address of the range of a node that comes and goes.
+const NEW_NODE: [u8; 4] = [10, 244, 4, 0];
 
-/// From the first daemon to the last DEL, with traffic and a restart in between, daemon and plugin
-/// ask for TUN devices, addresses and routes alone: no veth, bridge, vxlan, wireguard, netfilter,
-/// bpf, kernel module or program of others.
+/// From the first daemon to the last DEL, with all verbs, traffic of pods and host, a node that comes
+/// and goes, and restarts in between, daemon and plugin ask for TUN devices, addresses and routes
+/// alone: no veth, bridge, vxlan, wireguard, netfilter, bpf, io_uring, kernel module or program of
+/// others.
 #[test]
 fn only_tun_addresses_and_routes_are_asked_for() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
@@ -37,6 +48,9 @@ fn only_tun_addresses_and_routes_are_asked_for() -> anyhow::Result<()> {
     };
     let mut lab = Lab::up(&options)?;
     ping_all(&lab)?;
+    echo_all(&lab)?;
+    all_verbs(&stage, &lab)?;
+    a_node_comes_and_goes(&lab)?;
     lab.stop_daemon("worker-a")?;
     lab.start_daemon("worker-a")?;
     lab.kill_daemon("worker-b")?;
@@ -64,9 +78,21 @@ fn only_tun_addresses_and_routes_are_asked_for() -> anyhow::Result<()> {
     assert!(count(&daemon, "setns", "CLONE_NEWNET") >= pods);
     assert_eq!(count(&daemon, "execve", "fabric-node"), 4);
     assert!(count(&daemon, "sendmsg", "<UDP") > 0);
-    for verb in ["ADD", "DEL"] {
+    assert!(count(&daemon, "write", "/dev/net/tun") + count(&daemon, "writev", "/dev/net/tun") > 0);
+    for (verb, times) in [
+        ("ADD", pods + 1),
+        ("DEL", pods + 1),
+        ("CHECK", 1),
+        ("STATUS", 1),
+        ("GC", 1),
+    ] {
         let wanted = format!("CNI_COMMAND={verb}");
-        assert_eq!(count(&plugin, "execve", &wanted), pods, "{verb}");
+        assert_eq!(count(&plugin, "execve", &wanted), times, "{verb}");
+    }
+    for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
+        let requests = daemon.iter().filter_map(Call::requests).flatten();
+        let made = requests.filter(|request| request.kind == kind && request.holds(&NEW_NODE));
+        assert!(made.count() >= 2, "a worker made no request of type {kind}");
     }
     for kind in [RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE] {
         let requests = daemon.iter().filter_map(Call::requests).flatten();
@@ -113,6 +139,120 @@ fn the_check_finds_what_it_looks_for() -> anyhow::Result<()> {
             found.iter().any(|line| line.starts_with("execve")),
             "{found:?}"
         );
+    }
+    Ok(())
+}
+
+/// What else must not be asked for is found in the trace of a program that asks for it: netfilter,
+/// links requested by writing to a socket, io_uring.
+#[test]
+fn the_check_finds_other_ways_too() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let netns = Netns::create()?;
+    let perl = command::find("perl").context("there is no program perl: install perl-base")?;
+    let cases = [
+        (
+            "netfilter",
+            "socket(my $s, 16, 3, 12);",
+            "NETLINK_NETFILTER",
+        ),
+        (
+            "written",
+            // A header, `struct ifinfomsg` of zeros, and the kind within IFLA_LINKINFO.
+            r#"socket(my $s, 16, 3, 0) or die;
+               syswrite($s, pack("LSSLLx16SSSSa8", 48, 16, 0x605, 1, 0, 16, 18, 11, 1, "bridge"));"#,
+            "a link of kind bridge",
+        ),
+        (
+            "uring",
+            // The same number on all architectures.
+            "syscall(425, 8, my $room = chr(0) x 120);",
+            "io_uring_setup(",
+        ),
+    ];
+    for (name, program, wanted) in cases {
+        let words = tracer(&folder.path().join(name), false);
+        let (strace, options) = words.split_first().context("no tracer")?;
+        let mut traced = Command::new(strace);
+        traced.args(options).arg(&perl).args(["-e", program]);
+        let answer = netns.run(|| command::run(traced, b"", LIMIT))??;
+        let found: Vec<String> = calls(folder.path(), &format!("{name}."))?
+            .iter()
+            .flat_map(Call::violations)
+            .filter(|line| !line.starts_with("execve"))
+            .collect();
+        assert!(
+            found.len() == 1 && found.iter().all(|line| line.contains(wanted)),
+            "{name}: {found:?} {}",
+            answer.stderr
+        );
+    }
+    Ok(())
+}
+
+/// TCP between pods of two workers, neighbours, and from the hosts to all pods, over both families.
+fn echo_all(lab: &Lab) -> anyhow::Result<()> {
+    let pods = lab.pods();
+    for ipv6 in [false, true] {
+        for from in pods {
+            for to in pods.iter().filter(|to| to.name != from.name) {
+                tcp_echo(from, to, ipv6, &[TCP_BYTES])
+                    .with_context(|| format!("{} -> {}", from.name, to.name))?;
+            }
+        }
+        for worker in lab.workers() {
+            for pod in pods {
+                let (mut host, mut end) = tcp(&worker.netns, &pod.netns, address(pod, ipv6)?)?;
+                echo_through(&mut host, &mut end, &pattern(TCP_BYTES, 1))
+                    .with_context(|| format!("{} -> {}", worker.name, pod.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One container through all verbs of the traced plugin.
+fn all_verbs(stage: &Stage, lab: &Lab) -> anyhow::Result<()> {
+    let worker = lab.state().worker("worker-a")?;
+    let container = Container::make(lab, worker, 7)?;
+    let wrapper = &lab.state().wrappers.plugin;
+    let call = |verb: &str, container: Option<&Container>, more: Value| {
+        call_under(wrapper, stage, worker, verb, container, more)?
+            .done()
+            .with_context(|| verb.to_owned())
+    };
+    call("STATUS", None, json!({}))?;
+    let result = call("ADD", Some(&container), json!({}))?;
+    call("CHECK", Some(&container), json!({ "prevResult": result }))?;
+    call("GC", None, json!({ "cni.dev/valid-attachments": [] }))?;
+    call("DEL", Some(&container), json!({}))?;
+    Ok(())
+}
+
+/// A node is added to the directory and taken away again; each worker's host has its route meanwhile.
+fn a_node_comes_and_goes(lab: &Lab) -> anyhow::Result<()> {
+    let range = format!("{}/24", Ipv4Addr::from(NEW_NODE));
+    let text = sources::node_text("worker-d", &["10.90.0.4:7946"], &[&range]);
+    for is_there in [true, false] {
+        if is_there {
+            sources::replace(lab.state(), "worker-d", &text)?;
+        } else {
+            sources::remove(lab.state(), "worker-d")?;
+        }
+        for worker in lab.workers() {
+            eventually("the route of the host", LIMIT, || {
+                let mut ip = Command::new("ip");
+                ip.args(["route", "show", &range]);
+                let answer = inside(&worker.netns, || command::run(ip, b"", LIMIT))?;
+                ensure!(
+                    answer.stdout.trim().is_empty() != is_there,
+                    "{}: {:?}",
+                    worker.name,
+                    answer.stdout
+                );
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }

@@ -29,9 +29,9 @@ fn defaults_fill_in() {
         },
         tunnel: TunnelConfig {
             congestion: Congestion::Cubic,
-            idle_timeout_ms: 5000,
-            keep_alive_ms: 1000,
-            reconnect_max_ms: 1000,
+            idle_timeout_ms: 3000,
+            keep_alive_ms: 500,
+            reconnect_max_ms: 500,
         },
         cni: SocketConfig {
             socket: "/run/fabric/cni.sock".into(),
@@ -99,11 +99,11 @@ fn faults_are_located() {
         ),
         (
             "node = \"a\"\n[tunnel]\nkeep_alive_ms = 3000\n",
-            "fabric.toml:3:17: tunnel.keep_alive_ms: 3000 is more than half of tunnel.idle_timeout_ms, 5000: one lost packet would end the connection",
+            "fabric.toml:3:17: tunnel.keep_alive_ms: 3000 is more than half of tunnel.idle_timeout_ms, 3000: one lost packet would end the connection",
         ),
         (
             "node = \"a\"\n[tunnel]\nidle_timeout_ms = 5\n",
-            "fabric.toml:3:19: tunnel.idle_timeout_ms: 5 is less than twice tunnel.keep_alive_ms, 1000: one lost packet would end the connection",
+            "fabric.toml:3:19: tunnel.idle_timeout_ms: 5 is less than twice tunnel.keep_alive_ms, 500: one lost packet would end the connection",
         ),
         (
             "node = \"a\"\nrun_dir = \"run\"\n",

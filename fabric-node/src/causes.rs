@@ -15,7 +15,6 @@ pub fn with_causes(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context as _;
 
     use super::with_causes;
 
@@ -30,7 +29,7 @@ mod tests {
             with_causes(&error),
             "start: cannot read a: no such file; name another"
         );
-        let error = Err::<(), _>(cause()).context("reading b").unwrap_err();
+        let error = cause().context("reading b");
         assert_eq!(with_causes(&error), "reading b: no such file");
     }
 }

@@ -4,7 +4,7 @@
 //! time, CPU and memory of each system, as samples, medians and ratios. Never done here: judging
 //! absolute figures, which belong to one machine and one day; only ratios of one run are compared.
 //!
-//! [`plan`] says what is measured, [`bed`] builds the two workers with every system on them,
+//! [`system`] says who is measured, [`plan`] what, [`bed`] builds the two workers with every system on them,
 //! [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up and
 //! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
 //! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
@@ -18,5 +18,6 @@ pub mod ping;
 pub mod plan;
 pub mod report;
 pub mod runner;
+pub mod system;
 pub mod usage;
 pub mod wireguard;

@@ -1,32 +1,8 @@
-//! What can be measured: systems, measures, and the pairs of both that make sense.
+//! What can be measured: measures, and the pairs of measure and system that make sense.
 
-use clap::ValueEnum;
 use serde::Serialize;
 
-/// A way to carry packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum System {
-    /// This project, between pods.
-    Fabric,
-    /// The userspace WireGuard in Go, between its tunnel addresses on the workers.
-    #[value(name = "wireguard-go")]
-    WireguardGo,
-    /// No tunnel: the underlay across workers, one virtual cable between two namespaces on a node.
-    Veth,
-}
-
-impl System {
-    /// As on the command line.
-    #[must_use]
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Fabric => "fabric",
-            Self::WireguardGo => "wireguard-go",
-            Self::Veth => "veth",
-        }
-    }
-}
+pub use crate::system::System;
 
 /// A question asked of a system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

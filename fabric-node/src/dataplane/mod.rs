@@ -4,17 +4,20 @@
 //! exact accounts of both. Never done here: configuration, files, tokio.
 //!
 //! In the order a packet meets them: [`worker`] runs the loop, [`port`] reads a packet, [`path`] takes
-//! it through the decision ([`fabric_core::forward`]), [`deliver`] writes it to a TUN, [`outbound`]
-//! makes it a record for a peer. [`published`] is what all workers read, [`mailbox`] how they are told.
+//! it through the decision ([`fabric_core::forward`]), [`deliver`] writes it to a TUN, with others where [`joining`]
+//! can join them, [`outbound`] makes it a record for a peer. [`polling`] says whether to look on before
+//! sleeping. [`published`] is what all workers read, [`mailbox`] how they are told.
 //!
 //! A port is read by one worker only (its number modulo the workers) and each connection belongs to
 //! one worker, so a flow keeps its order; any worker writes to any TUN.
 
 pub mod deliver;
 mod epoll;
+mod joining;
 pub mod mailbox;
 pub mod outbound;
 mod path;
+mod polling;
 mod port;
 pub mod published;
 mod worker;
@@ -40,7 +43,7 @@ use self::{
     worker::Worker,
 };
 use crate::{
-    sys::tun::Tun,
+    sys::{sched::ask_for_short_slices, tun::Tun},
     tunnel::{
         endpoint::{Endpoint, EndpointContext},
         report::PeerReport,
@@ -107,7 +110,12 @@ impl Dataplane {
             .with_context(|| format!("worker {index}"))?;
             let thread = std::thread::Builder::new()
                 .name(format!("fabric-data-{index}"))
-                .spawn(move || worker.run())
+                .spawn(move || {
+                    if let Err(error) = ask_for_short_slices() {
+                        tracing::debug!(%error, "a data-plane thread is scheduled like any other");
+                    }
+                    worker.run();
+                })
                 .with_context(|| format!("cannot start the thread of worker {index}"))?;
             workers.push(Running {
                 mailbox,

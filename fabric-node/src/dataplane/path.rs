@@ -18,6 +18,7 @@ use fabric_core::{
 
 use super::{
     deliver::{Content, DeliverScratch, deliver},
+    joining::{Joining, Outlet},
     outbound::{self, HEADROOM},
     port::Port,
     published::Published,
@@ -37,6 +38,7 @@ pub(super) struct Path {
     reply: Vec<u8>,
     segments: Vec<u8>,
     deliver: DeliverScratch,
+    joining: Joining,
     /// Answers to packets of peers, sent when the endpoint is free again.
     answers: Vec<(PeerId, Vec<u8>)>,
 }
@@ -52,6 +54,7 @@ impl Default for Path {
             reply: Vec::with_capacity(1280),
             segments: Vec::with_capacity(2048),
             deliver: DeliverScratch::default(),
+            joining: Joining::default(),
             answers: Vec::new(),
         }
     }
@@ -255,6 +258,18 @@ impl Path {
         );
         match verdict {
             Verdict::Deliver(to) => {
+                if let Received::Datagram { packet, .. } = record
+                    && Joining::takes(published, to, &headers)
+                {
+                    let mut outlet = Outlet {
+                        published,
+                        counters: &mut self.counters,
+                        scratch: &mut self.deliver,
+                    };
+                    self.joining
+                        .push(to, packet, &headers, offload, &mut outlet);
+                    return Ok(());
+                }
                 let content = match record {
                     Received::Datagram { packet, .. } => Content::Whole(packet),
                     Received::Stream { pieces, .. } => Content::Pieces(pieces),
@@ -272,6 +287,15 @@ impl Path {
             // Never tunnel to tunnel.
             Verdict::Send(_) | Verdict::Fragment(_) => Err(DropReason::DestinationNotLocal),
         }
+    }
+
+    /// Writes what was held back to be joined. To be called after the last record of a turn.
+    pub(super) fn flush(&mut self, published: &Published) {
+        self.joining.flush(&mut Outlet {
+            published,
+            counters: &mut self.counters,
+            scratch: &mut self.deliver,
+        });
     }
 
     /// Sends the ICMP errors that packets of peers have earned.

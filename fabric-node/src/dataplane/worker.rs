@@ -21,13 +21,23 @@ use super::{
     epoll::Epoll,
     mailbox::{Command, Inbox, Waker},
     path::Path,
+    polling::{Polling, Way},
     port::{Port, Read},
     published::Published,
 };
 use crate::{sys::tun::Tun, tunnel::endpoint::Endpoint};
 
-/// Packets read from one port before the next one has its turn. 16 super-packets are 1 MiB.
-const READS_PER_PORT_MAX: usize = 16;
+/// What is read from all ports together in one turn: 4 super-packets, 0.3 ms at 7 Gbit/s. A turn is
+/// what a packet that has just come waits for, on both nodes and twice on its way and back.
+const TURN_READ: Budget = Budget {
+    packets: 128,
+    bytes: 256 * 1024,
+};
+/// What is read from one port before the next one has its turn: a super-packet.
+const PORT_READ: Budget = Budget {
+    packets: 32,
+    bytes: 64 * 1024,
+};
 /// How often the view of the peers is refreshed for the operator.
 const PEER_REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -35,6 +45,24 @@ const PEER_REPORT_INTERVAL: Duration = Duration::from_millis(500);
 const INBOX: u64 = 0;
 const SOCKETS: u64 = 1;
 const PORTS: u64 = 1 << 32;
+
+/// What may still be read.
+#[derive(Clone, Copy)]
+struct Budget {
+    packets: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    fn use_up(&mut self, bytes: usize) {
+        self.packets = self.packets.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.packets == 0 || self.bytes == 0
+    }
+}
 
 pub(super) struct Worker {
     endpoint: Endpoint,
@@ -46,9 +74,12 @@ pub(super) struct Worker {
     /// Whether the end of a sleep is asked of each socket's becoming writable.
     waiting_to_write: Vec<bool>,
     ports: Vec<Port>,
+    /// The port that was read first in the last turn.
+    first_port: usize,
     gone: Vec<PortId>,
     underlay_ready: bool,
     path: Path,
+    polling: Polling,
     report: Arc<Mutex<WorkerReport>>,
     reported: Instant,
     running: bool,
@@ -78,9 +109,11 @@ impl Worker {
             epoll,
             waiting_to_write,
             ports: Vec::new(),
+            first_port: 0,
             gone: Vec::new(),
             underlay_ready: true,
             path: Path::default(),
+            polling: Polling::default(),
             report,
             reported: Instant::now(),
             running: true,
@@ -95,13 +128,37 @@ impl Worker {
             let woken = self.inbox.clear();
             let published = Arc::clone(self.published.load());
             self.follow(&published, woken, now);
+            let before = self.received();
             self.turn(&published, now);
+            self.note_work(before, now);
             self.publish_report(now);
             if self.running {
                 self.sleep();
             }
         }
         self.endpoint.shut_down(Instant::now());
+    }
+
+    /// Packets received from ports and from peers.
+    fn received(&self) -> (u64, u64) {
+        let counters = &self.path.counters;
+        (
+            counters.received_pods.packets + counters.received_host.packets,
+            counters.received_peers.packets,
+        )
+    }
+
+    fn note_work(&mut self, before: (u64, u64), began: Instant) {
+        let (ports, peers) = self.received();
+        // Ports are read after the peers' records.
+        let way = if ports > before.0 {
+            Way::Egress
+        } else if peers > before.1 {
+            Way::Ingress
+        } else {
+            return;
+        };
+        self.polling.worked(way, began, Instant::now());
     }
 
     /// One pass over everything that may be ready.
@@ -116,6 +173,7 @@ impl Worker {
         self.endpoint.take_records(now, |peer, record| {
             path.ingress(published, peer, record, now)
         });
+        self.path.flush(published);
         self.path.send_answers(&mut self.endpoint);
         self.read_ports(published, now);
         self.endpoint.transmit(now);
@@ -125,26 +183,21 @@ impl Worker {
         }
     }
 
+    /// Reads the ready ports in turns, a quantum each, until the budget of a turn is used up. Each
+    /// turn begins with another port, so that none is always the last.
     fn read_ports(&mut self, published: &Published, now: Instant) {
+        let count = self.ports.len();
+        self.first_port = (self.first_port + 1) % count.max(1);
         let mut gone = Vec::new();
-        for port in self.ports.iter_mut().filter(|port| port.ready) {
-            for _ in 0..READS_PER_PORT_MAX {
-                match port.read(&mut self.path.buffer) {
-                    Read::Packet(vnet, len) => {
-                        self.path
-                            .egress(published, &mut self.endpoint, port, vnet, len, now);
-                    }
-                    Read::Lost(error) => {
-                        tracing::debug!(port = port.id.0, %error, "the kernel lost a packet");
-                        self.path.counters.record_received(Side::from(port.id), 0);
-                        self.path.counters.record_dropped(DropReason::BadOffload);
-                    }
-                    Read::Empty => break,
-                    Read::Gone(error) => {
-                        tracing::warn!(port = port.id.0, device = port.tun.name(), %error, "the device is gone");
-                        gone.push(port.id);
-                        break;
-                    }
+        let mut left = TURN_READ;
+        let mut any = true;
+        while std::mem::take(&mut any) {
+            for position in 0..count {
+                let index = (self.first_port + position) % count;
+                let ready = self.ports.get(index).is_some_and(|port| port.ready);
+                if ready && !left.is_used_up() {
+                    any = true;
+                    gone.extend(self.read_port(index, &mut left, published, now));
                 }
             }
         }
@@ -152,6 +205,41 @@ impl Worker {
             self.close_port(id);
             self.gone.push(id);
         }
+    }
+
+    /// Reads one port up to its quantum; its id if the device is gone.
+    fn read_port(
+        &mut self,
+        index: usize,
+        left: &mut Budget,
+        published: &Published,
+        now: Instant,
+    ) -> Option<PortId> {
+        let port = self.ports.get_mut(index)?;
+        let mut quantum = PORT_READ;
+        while !quantum.is_used_up() && !left.is_used_up() {
+            match port.read(&mut self.path.buffer) {
+                Read::Packet(vnet, len) => {
+                    quantum.use_up(len);
+                    left.use_up(len);
+                    self.path
+                        .egress(published, &mut self.endpoint, port, vnet, len, now);
+                }
+                Read::Lost(error) => {
+                    left.use_up(0);
+                    tracing::debug!(port = port.id.0, %error, "the kernel lost a packet");
+                    self.path.counters.record_received(Side::from(port.id), 0);
+                    self.path.counters.record_dropped(DropReason::BadOffload);
+                }
+                Read::Empty => break,
+                Read::Gone(error) => {
+                    tracing::warn!(port = port.id.0, device = port.tun.name(), %error, "the device is gone");
+                    port.ready = false;
+                    return Some(port.id);
+                }
+            }
+        }
+        None
     }
 
     /// Applies a changed state and the commands that came with it.
@@ -202,25 +290,53 @@ impl Worker {
             Some(Duration::ZERO)
         } else {
             let due = self.endpoint.next_timeout();
+            if let Some(until) = self.polling.until()
+                && self.look_on(due.map_or(until, |due| due.min(until)))
+            {
+                return;
+            }
             due.map(|due| due.saturating_duration_since(Instant::now()))
         };
+        self.wait(timeout);
+    }
+
+    /// Looks for work until then; true if there is some.
+    fn look_on(&mut self, until: Instant) -> bool {
+        while Instant::now() < until {
+            if self.wait(Some(Duration::ZERO)) {
+                return true;
+            }
+            // A thread that has something to do comes first.
+            std::thread::yield_now();
+        }
+        false
+    }
+
+    /// Waits for descriptors; true if any was ready.
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        let mut any = false;
         let (ports, underlay_ready) = (&mut self.ports, &mut self.underlay_ready);
-        let waited = self.epoll.wait(timeout, |number| match number {
-            INBOX => {}
-            SOCKETS => *underlay_ready = true,
-            number => {
-                if let Some(port) = ports
-                    .iter_mut()
-                    .find(|port| PORTS | u64::from(port.id.0) == number)
-                {
-                    port.ready = true;
+        let waited = self.epoll.wait(timeout, |number| {
+            any = true;
+            match number {
+                INBOX => {}
+                SOCKETS => *underlay_ready = true,
+                number => {
+                    if let Some(port) = ports
+                        .iter_mut()
+                        .find(|port| PORTS | u64::from(port.id.0) == number)
+                    {
+                        port.ready = true;
+                    }
                 }
             }
         });
         if let Err(error) = waited {
             tracing::error!(%error, "waiting for packets failed: the worker stops");
             self.running = false;
+            return true;
         }
+        any
     }
 
     /// While a batch waits for room in a socket, its becoming writable ends the sleep.

@@ -5,4 +5,5 @@ pub mod capture;
 pub mod netlink;
 pub mod netns;
 pub mod peer;
+pub mod sched;
 pub mod tun;

@@ -1,14 +1,25 @@
-//! A floor beneath the congestion window of any controller.
+//! A floor beneath the congestion window of any controller, and a ceiling on short paths.
 //!
-//! Comes in: what acknowledgements and losses say. Goes out: a window that is never smaller than
-//! [`WINDOW_BYTES_MIN`]. Never done here: deciding how a window grows or shrinks.
+//! Comes in: what acknowledgements and losses say. Goes out: a window between [`WINDOW_BYTES_MIN`] and
+//! what keeps the queue on the way short. Never done here: deciding how a window grows or shrinks by
+//! losses.
 //!
-//! A controller makes the window smaller with every loss and larger only when it is used up (RFC 9002
-//! section 7.8). Between nodes that have little to say it only ever shrinks, to two packets in the end.
-//! When the path is cut those two are in flight at once, and nothing but probes at doubling intervals
-//! would find out that it is back.
+//! **The floor.** A controller makes the window smaller with every loss and larger only when it is
+//! used up (RFC 9002 section 7.8). Between nodes that have little to say it only ever shrinks, to two
+//! packets in the end. When the path is cut those two are in flight at once, and nothing but probes at
+//! doubling intervals would find out that it is back.
+//!
+//! **The ceiling.** Where nothing is lost a controller lets the window grow until the receiver's socket
+//! buffer is full: megabytes that every other packet waits behind. So on a path of a data centre
+//! ([`SHORT_PATH`]) the window also follows the delay: beyond [`QUEUE_DELAY_MAX`] above the shortest
+//! round trip lately seen it shrinks, below it grows. On longer paths somebody else's queue is the
+//! likelier cause of a delay, and giving way to it would only leave the path to others.
 
-use std::{any::Any, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use quinn_proto::{
     RttEstimator,
@@ -18,21 +29,88 @@ use quinn_proto::{
 /// Smallest congestion window (bytes): two super-packets. Small beside what a connection may begin
 /// with, and enough for a thousand small packets.
 pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
+/// The ceiling is never below this (bytes): 8 Gbit/s at a round trip of half a millisecond.
+const CEILING_BYTES_MIN: u64 = 512 * 1024;
+/// Paths with a shorter round trip have a ceiling.
+const SHORT_PATH: Duration = Duration::from_millis(2);
+/// Waiting on the way beyond which the ceiling comes down.
+const QUEUE_DELAY_MAX: Duration = Duration::from_micros(500);
+/// The shortest round trip is that of the present and the last interval of this length, so that a
+/// new route is learned.
+const SHORTEST_OF: Duration = Duration::from_secs(10);
 
-/// Makes controllers that stand on the floor.
-pub(super) struct WithFloor<F>(pub(super) Arc<F>);
+/// Makes controllers that stand on the floor and below the ceiling.
+pub(super) struct Bounded<F>(pub(super) Arc<F>);
 
-impl<F: ControllerFactory> ControllerFactory for WithFloor<F> {
+impl<F: ControllerFactory> ControllerFactory for Bounded<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Floored(self.0.clone().build(now, current_mtu)))
+        Box::new(Between {
+            inner: self.0.clone().build(now, current_mtu),
+            ceiling: Ceiling::new(now),
+        })
     }
 }
 
-struct Floored(Box<dyn Controller>);
+struct Between {
+    inner: Box<dyn Controller>,
+    ceiling: Ceiling,
+}
 
-impl Controller for Floored {
+/// What the delay allows.
+#[derive(Clone, Debug)]
+struct Ceiling {
+    /// `None` on a long path.
+    bytes: Option<u64>,
+    shortest: [Duration; 2],
+    since: Instant,
+    judged: Instant,
+}
+
+impl Ceiling {
+    fn new(now: Instant) -> Self {
+        Self {
+            bytes: None,
+            shortest: [Duration::MAX; 2],
+            since: now,
+            judged: now,
+        }
+    }
+
+    /// A round trip has been measured while the controller would allow `window` bytes.
+    fn measured(&mut self, now: Instant, round_trip: Duration, window: u64) {
+        if now >= self.since + SHORTEST_OF {
+            self.since = now;
+            self.shortest = [Duration::MAX, self.shortest[0]];
+        }
+        self.shortest[0] = self.shortest[0].min(round_trip);
+        let shortest = self.shortest[0].min(self.shortest[1]);
+        if shortest >= SHORT_PATH {
+            self.bytes = None;
+            return;
+        }
+        // Once per round trip: a change takes that long to show.
+        if now < self.judged + round_trip {
+            return;
+        }
+        self.judged = now;
+        let ceiling = self.bytes.unwrap_or(window).min(window);
+        let waited = round_trip.saturating_sub(shortest);
+        let next = if waited > QUEUE_DELAY_MAX {
+            ceiling - ceiling / 8
+        } else {
+            ceiling + ceiling / 16
+        };
+        self.bytes = Some(next.max(CEILING_BYTES_MIN));
+    }
+
+    fn apply(&self, window: u64) -> u64 {
+        self.bytes.map_or(window, |bytes| window.min(bytes))
+    }
+}
+
+impl Controller for Between {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
-        self.0.on_sent(now, bytes, last_packet_number);
+        self.inner.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(
@@ -43,7 +121,9 @@ impl Controller for Floored {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
-        self.0.on_ack(now, sent, bytes, app_limited, rtt);
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        self.ceiling
+            .measured(now, rtt.get(), self.inner.window().max(WINDOW_BYTES_MIN));
     }
 
     fn on_end_acks(
@@ -53,7 +133,7 @@ impl Controller for Floored {
         app_limited: bool,
         largest_packet_num_acked: Option<u64>,
     ) {
-        self.0
+        self.inner
             .on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
     }
 
@@ -64,41 +144,44 @@ impl Controller for Floored {
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
-        self.0
+        self.inner
             .on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.0.on_mtu_update(new_mtu);
+        self.inner.on_mtu_update(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        self.0.window().max(WINDOW_BYTES_MIN)
+        self.ceiling
+            .apply(self.inner.window())
+            .max(WINDOW_BYTES_MIN)
     }
 
     fn metrics(&self) -> ControllerMetrics {
-        let mut metrics = self.0.metrics();
+        let mut metrics = self.inner.metrics();
         metrics.congestion_window = self.window();
         metrics
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self(self.0.clone_box()))
+        Box::new(Self {
+            inner: self.inner.clone_box(),
+            ceiling: self.ceiling.clone(),
+        })
     }
 
     fn initial_window(&self) -> u64 {
-        self.0.initial_window().max(WINDOW_BYTES_MIN)
+        self.inner.initial_window().max(WINDOW_BYTES_MIN)
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self.0.into_any()
+        self.inner.into_any()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use quinn_proto::congestion::CubicConfig;
 
     use super::*;
@@ -109,7 +192,7 @@ mod tests {
         let begin = Instant::now();
         let mut cubic = CubicConfig::default();
         cubic.initial_window(1024 * 1024);
-        let mut controller = Arc::new(WithFloor(Arc::new(cubic))).build(begin, 1452);
+        let mut controller = Arc::new(Bounded(Arc::new(cubic))).build(begin, 1452);
         assert_eq!(controller.window(), 1024 * 1024);
         for second in 1..100 {
             let now = begin + Duration::from_secs(second);
@@ -117,5 +200,40 @@ mod tests {
         }
         assert_eq!(controller.window(), WINDOW_BYTES_MIN);
         assert_eq!(controller.clone_box().window(), WINDOW_BYTES_MIN);
+    }
+
+    fn step(ceiling: &mut Ceiling, now: &mut Instant, round_trip_us: u64, times: u32) {
+        for _ in 0..times {
+            *now += Duration::from_millis(5);
+            ceiling.measured(*now, Duration::from_micros(round_trip_us), 4 << 20);
+        }
+    }
+
+    /// On a short path a standing queue brings the ceiling down to its least, and its end lets it up
+    /// again; the window follows.
+    #[test]
+    fn the_ceiling_follows_the_delay() {
+        let mut now = Instant::now();
+        let mut ceiling = Ceiling::new(now);
+        assert_eq!(ceiling.apply(4 << 20), 4 << 20);
+        step(&mut ceiling, &mut now, 200, 1);
+        step(&mut ceiling, &mut now, 1_500, 100);
+        assert_eq!(ceiling.apply(4 << 20), CEILING_BYTES_MIN);
+        step(&mut ceiling, &mut now, 300, 100);
+        assert_eq!(ceiling.apply(4 << 20), 4 << 20);
+    }
+
+    /// On a long path delay says nothing, and a path that became long is found out.
+    #[test]
+    fn long_paths_have_no_ceiling() {
+        let mut now = Instant::now();
+        let mut ceiling = Ceiling::new(now);
+        step(&mut ceiling, &mut now, 40_000, 10);
+        step(&mut ceiling, &mut now, 90_000, 100);
+        assert_eq!(ceiling.apply(4 << 20), 4 << 20);
+        let mut ceiling = Ceiling::new(now);
+        step(&mut ceiling, &mut now, 200, 10);
+        step(&mut ceiling, &mut now, 30_000, 10_000);
+        assert_eq!(ceiling.apply(4 << 20), 4 << 20);
     }
 }

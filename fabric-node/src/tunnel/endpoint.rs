@@ -36,7 +36,7 @@ use super::{
     quic::{QuicLink, close},
     report::{LinkReport, PeerReport, PeerState, Throttle},
     secrets::Secrets,
-    socket::{MESSAGES_MAX, UnderlaySocket, ecn_of},
+    socket::{UnderlaySocket, ecn_of},
     transport::{INCOMING_MAX, TunnelSettings, endpoint_config, transport_config},
 };
 use crate::{node_id::NodeId, pki::identity::NodeIdentity};
@@ -45,10 +45,9 @@ use crate::{node_id::NodeId, pki::identity::NodeIdentity};
 const SEGMENTS_MAX: usize = 44;
 /// Bytes of one send: the largest UDP payload, less some room for headers.
 const SEND_BYTES_MAX: usize = 65_000;
-/// Receive calls per turn and socket, so that sending gets its turn.
-const RECEIVE_CALLS_MAX: usize = 4;
-/// Sends per turn and connection, so that receiving gets its turn. 32 x 64 KiB = 2 MiB.
-const SENDS_MAX: usize = 32;
+/// Sends per turn and connection, so that receiving gets its turn. 4 x 64 KiB = 256 KiB; what comes
+/// in with one receive is up to 512 KiB.
+const SENDS_MAX: usize = 4;
 /// Handshakes in progress from unproven addresses beyond which a new one must prove its address
 /// first (RFC 9000 8.1.2).
 const UNPROVEN_HANDSHAKES_MAX: usize = 64;
@@ -251,18 +250,15 @@ impl Endpoint {
         let mut sockets = std::mem::take(&mut self.sockets);
         let mut pool = std::mem::take(&mut self.pool);
         for (index, socket) in sockets.iter_mut().enumerate() {
-            for _ in 0..RECEIVE_CALLS_MAX {
-                let received = socket.receive(&mut pool, |meta, data| {
-                    self.on_message(index, meta, data, now);
-                });
-                match received {
-                    // The wait is level-triggered: what arrives from here on ends it.
-                    Ok(messages) if messages < MESSAGES_MAX => break,
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // Errors of earlier sends surface here; the connection's timers decide.
-                    Err(error) => tracing::debug!(%error, "receiving from the underlay"),
-                }
+            // One call a turn; the wait is level-triggered: what is left, or comes later, ends it.
+            let received = socket.receive(&mut pool, |meta, data| {
+                self.on_message(index, meta, data, now);
+            });
+            match received {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Errors of earlier sends surface here; the connection's timers decide.
+                Err(error) => tracing::debug!(%error, "receiving from the underlay"),
             }
         }
         self.pool = pool;

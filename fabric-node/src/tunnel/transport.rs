@@ -8,7 +8,7 @@ use quinn_proto::{
     congestion::{BbrConfig, ControllerFactory, CubicConfig},
 };
 
-use super::{congestion::WithFloor, queue::STREAM_BUCKETS, secrets::Secrets};
+use super::{congestion::Bounded, queue::STREAM_BUCKETS, secrets::Secrets};
 
 /// Bytes of streams in flight or waiting inside the engine, per connection.
 ///
@@ -64,12 +64,12 @@ pub fn transport_config(settings: &TunnelSettings, udp_payload_max: u16) -> Arc<
         Congestion::Cubic => {
             let mut cubic = CubicConfig::default();
             cubic.initial_window(INITIAL_WINDOW_BYTES);
-            Arc::new(WithFloor(Arc::new(cubic)))
+            Arc::new(Bounded(Arc::new(cubic)))
         }
         Congestion::Bbr => {
             let mut bbr = BbrConfig::default();
             bbr.initial_window(INITIAL_WINDOW_BYTES);
-            Arc::new(WithFloor(Arc::new(bbr)))
+            Arc::new(Bounded(Arc::new(bbr)))
         }
     };
     let mut config = TransportConfig::default();

@@ -1,0 +1,117 @@
+//! Whether a thread that has run out of work looks on for a moment before it sleeps.
+//!
+//! Comes in: when packets were worked on, and on which way. Goes out: until when to look on. Never
+//! done here: looking, and asking the time.
+//!
+//! To be woken costs a thread tens of microseconds, more on a virtual machine, and a packet's way to
+//! another node and back has four such waits. After a packet to a peer its answer is usually near,
+//! after one to a pod often, too; how often is a habit of the traffic, and kept for each way. A way
+//! whose packets are not followed by others within [`LOOK_MAX`] is not waited for, so a thread with
+//! nothing to do sleeps, and one with a packet now and then spends at most [`LOOK_MAX`] on each.
+
+use std::time::{Duration, Instant};
+
+/// Longest time to look on after a packet.
+pub(super) const LOOK_MAX: Duration = Duration::from_micros(400);
+/// A follower that came this late would still have been met: it includes the time to wake up.
+const FOLLOWS_WITHIN: Duration = Duration::from_micros(600);
+/// Upper end of a habit.
+const HABIT_MAX: u8 = 8;
+/// A habit from which on it is worth looking.
+const HABIT_WORTH: u8 = 4;
+
+/// The way of the last packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// From a port.
+    Egress,
+    /// From a peer.
+    Ingress,
+}
+
+/// What is known about the traffic of one thread.
+#[derive(Debug, Default)]
+pub(super) struct Polling {
+    last: Option<(Way, Instant)>,
+    egress: u8,
+    ingress: u8,
+}
+
+impl Polling {
+    /// Packets were worked on in the turn that began at `began` and ended at `ended`, the last of
+    /// them on `way`.
+    pub(super) fn worked(&mut self, way: Way, began: Instant, ended: Instant) {
+        if let Some((before, at)) = self.last.replace((way, ended)) {
+            let habit = self.habit(before);
+            *habit = if began.saturating_duration_since(at) <= FOLLOWS_WITHIN {
+                habit.saturating_add(1).min(HABIT_MAX)
+            } else {
+                habit.saturating_sub(2)
+            };
+        }
+    }
+
+    /// Until when to look on; `None` to sleep at once.
+    pub(super) fn until(&self) -> Option<Instant> {
+        let (way, at) = self.last?;
+        let habit = match way {
+            Way::Egress => self.egress,
+            Way::Ingress => self.ingress,
+        };
+        (habit >= HABIT_WORTH).then(|| at + LOOK_MAX)
+    }
+
+    fn habit(&mut self, way: Way) -> &mut u8 {
+        match way {
+            Way::Egress => &mut self.egress,
+            Way::Ingress => &mut self.ingress,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURN: Duration = Duration::from_micros(20);
+
+    /// A request every second that is answered at once: waited for on the way to the peer, and the
+    /// second of silence after the answer is slept through.
+    #[test]
+    fn waits_for_answers_and_sleeps_between_requests() {
+        let mut polling = Polling::default();
+        let mut now = Instant::now();
+        for _ in 0..20 {
+            polling.worked(Way::Egress, now, now + TURN);
+            now += Duration::from_micros(150);
+            polling.worked(Way::Ingress, now, now + TURN);
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(polling.until(), None);
+        polling.worked(Way::Egress, now, now + TURN);
+        assert_eq!(polling.until(), Some(now + TURN + LOOK_MAX));
+    }
+
+    /// Lone packets are not waited after, and neither is one that comes after much traffic.
+    #[test]
+    fn sleeps_after_lone_packets() {
+        let mut polling = Polling::default();
+        let mut now = Instant::now();
+        for _ in 0..100 {
+            polling.worked(Way::Egress, now, now + TURN);
+            now += TURN;
+        }
+        assert!(polling.until().is_some());
+        for _ in 0..4 {
+            now += Duration::from_millis(1);
+            polling.worked(Way::Egress, now, now + TURN);
+        }
+        assert_eq!(polling.until(), None);
+    }
+
+    /// Without any traffic there is nothing to wait for.
+    #[test]
+    fn sleeps_when_nothing_ever_came() {
+        assert_eq!(Polling::default().until(), None);
+    }
+}

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -32,6 +33,11 @@ const PING_MAX: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(300);
 /// Room for a frame (bytes), merged by the kernel or not.
 const FRAME_BYTES_MAX: usize = 128 * 1024;
+
+/// How long idle contenders are watched.
+const IDLE: Duration = Duration::from_secs(5);
+/// Most that both ends of an idle contender may use (share of one core).
+const IDLE_SHARE_MAX: f64 = 0.02;
 
 /// Two labs at once would have contenders on the same ports and measure each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -96,6 +102,28 @@ fn a_missing_program_stops_nobody() -> anyhow::Result<()> {
     ensure!(bed.ends(System::Nebula, Measure::TcpAcross).is_none());
     ensure!(bed.ends(System::Vxlan, Measure::TcpAcross).is_some());
     ensure!(bed.ends(System::Veth, Measure::TcpSameNode).is_some());
+    Ok(())
+}
+
+/// All of them together in the same two namespaces cost next to nothing while nobody sends, so that
+/// none spoils what another is measured at. (That each comes up is for the other tests.)
+#[test]
+fn all_are_idle_together() -> anyhow::Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let bed = up(&options(&System::ALL)?)?;
+    let present: Vec<System> = System::ALL
+        .into_iter()
+        .filter(|&system| system != System::Fabric && !bed.pids(system).is_empty())
+        .collect();
+    ensure!(present.len() >= 2, "only {present:?} came up");
+    let used = |system: &System| usage::cpu_seconds(&bed.pids(*system));
+    let before: Vec<f64> = present.iter().map(used).collect::<anyhow::Result<_>>()?;
+    thread::sleep(IDLE);
+    for (system, before) in present.iter().zip(before) {
+        let share = (used(system)? - before) / IDLE.as_secs_f64();
+        println_line(&format!("{} idle: {:.1} %", system.title(), share * 100.0));
+        ensure!(share <= IDLE_SHARE_MAX, "{system:?} uses {share} of a core");
+    }
     Ok(())
 }
 

@@ -42,6 +42,8 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
+            // The last line of a panic is to be its message, not the end of a trace.
+            .env("RUST_BACKTRACE", "0")
             // A Ctrl-C in the terminal is for this program, which ends its contenders in order.
             .process_group(0);
         Ok(Self {
@@ -58,7 +60,10 @@ impl Daemon {
     fn last_words(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let line = log.lines().map(str::trim).rfind(|line| !line.is_empty());
+        let line = log
+            .lines()
+            .map(str::trim)
+            .rfind(|line| !line.is_empty() && !line.starts_with("note: "));
         let line = line.unwrap_or("it said nothing");
         line.chars().filter(|letter| !letter.is_control()).collect()
     }

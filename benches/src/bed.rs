@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
 };
@@ -19,7 +18,10 @@ use fabric_node::{
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    contender::{Contender, End, Site, program::Programs},
+    contender::{
+        Contender, End, Site,
+        program::{self, Programs},
+    },
     iperf::Ends,
     plan::Measure,
     system::System,
@@ -172,7 +174,7 @@ impl Bed {
         match self.contenders.get(&system) {
             Some(contender) => Some(contender.version().to_owned()),
             None if system == System::Fabric => Some(env!("CARGO_PKG_VERSION").to_owned()),
-            None if system == System::Veth => kernel(),
+            None if system == System::Veth => program::kernel().ok(),
             None => None,
         }
     }
@@ -244,11 +246,6 @@ impl Bed {
 /// Address of one end inside a contender's tunnel: each has a network of its own.
 fn inner_address(system: System, end: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 99, system as u8, end + 1)
-}
-
-fn kernel() -> Option<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    Some(format!("Linux {}", release.trim()))
 }
 
 /// A virtual cable between two new namespaces without names, with the kernel's defaults.

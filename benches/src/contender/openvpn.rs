@@ -20,7 +20,7 @@ pub(super) fn start(site: &Site<'_>, folder: &Path) -> anyhow::Result<Tunnel> {
     let fingerprints = [certify(&a.ifname, folder)?, certify(&b.ifname, folder)?];
     let mut daemons = Vec::new();
     for (index, own, peer) in site.pairs() {
-        let role = ["--tls-server", "--tls-client"][index];
+        let roles: [&[&str]; 2] = [&["--tls-server", "--dh", "none"], &["--tls-client"]];
         let port = PORT.to_string();
         let mut command = Command::new(&program.path);
         command
@@ -28,7 +28,7 @@ pub(super) fn start(site: &Site<'_>, folder: &Path) -> anyhow::Result<Tunnel> {
             .args(["--dev", &own.ifname, "--dev-type", "tun", "--disable-dco"])
             .args(["--proto", "udp", "--local", &own.underlay.to_string()])
             .args(["--port", &port, "--remote", &peer.underlay.to_string()])
-            .args([role, "--dh", "none", "--auth-nocache"])
+            .args(roles[index])
             .args(["--cert", &format!("{}.crt", own.ifname)])
             .args(["--key", &format!("{}.key", own.ifname)])
             .args(["--peer-fingerprint", &fingerprints[1 - index]])

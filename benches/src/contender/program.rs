@@ -137,6 +137,16 @@ pub(super) fn installed(name: &str, package: &str) -> anyhow::Result<Program> {
     })
 }
 
+/// The running kernel, as what carries packets without a program.
+///
+/// # Errors
+///
+/// There is no `/proc`.
+pub fn kernel() -> anyhow::Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(format!("Linux {}", release.trim()))
+}
+
 /// The version of `module` in the text of a `go.mod`.
 #[must_use]
 pub fn pinned<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {

@@ -1,7 +1,7 @@
 //! The kernel's VXLAN between two addresses, as flannel sets it up by default: without encryption,
 //! without learning. A reference, and the only contender without a process.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use anyhow::Context as _;
 use fabric_node::{
@@ -9,7 +9,7 @@ use fabric_node::{
     sys::{netlink::Netlink, netns::Netns},
 };
 
-use super::{End, Site, Trace, Tunnel};
+use super::{End, Site, Trace, Tunnel, program};
 
 /// What it adds to a packet (bytes): IPv4 20, UDP 8, VXLAN 8, Ethernet 14 (RFC 7348, section 5).
 const OVERHEAD_BYTES: u32 = 50;
@@ -52,9 +52,8 @@ pub(super) fn start(site: &Site<'_>) -> anyhow::Result<Tunnel> {
         run(&["address", "add", &own.inner.to_string(), "dev", ifname])?;
         run(&["link", "set", "dev", ifname, "up"])?;
     }
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(Tunnel {
-        version: format!("Linux {}", release.trim()),
+        version: program::kernel()?,
         daemons: Vec::new(),
         _traces: links,
     })

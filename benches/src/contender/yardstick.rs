@@ -36,7 +36,8 @@ fn start(
             .args(["--tun", &own.ifname])
             .args(["--listen", &own.listen(port).to_string()])
             .args(["--peer", &peer.listen(port).to_string()])
-            .args(["--address", &own.inner.to_string()]);
+            .args(["--address", &own.inner.to_string()])
+            .args(["--mtu", &site.underlay_mtu.to_string()]);
         daemons.push(Daemon::start(own, command, folder)?);
     }
     Ok(Tunnel {

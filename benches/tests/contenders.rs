@@ -42,46 +42,55 @@ const IDLE_SHARE_MAX: f64 = 0.02;
 /// Two labs at once would have contenders on the same ports and measure each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// wireguard-go carries packets.
 #[test]
 fn wireguard_go_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::WireguardGo)
 }
 
+/// boringtun-cli carries packets.
 #[test]
 fn boringtun_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::BoringtunCli)
 }
 
+/// nebula carries packets.
 #[test]
 fn nebula_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Nebula)
 }
 
+/// vpncloud carries packets.
 #[test]
 fn vpncloud_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Vpncloud)
 }
 
+/// openvpn carries packets.
 #[test]
 fn openvpn_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Openvpn)
 }
 
+/// tinc carries packets.
 #[test]
 fn tinc_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Tinc)
 }
 
+/// The kernel's VXLAN carries packets.
 #[test]
 fn vxlan_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Vxlan)
 }
 
+/// The yardstick without recovery of losses carries packets.
 #[test]
 fn the_relay_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Relay)
 }
 
+/// The yardstick around the asynchronous QUIC library carries packets.
 #[test]
 fn quinn_carries_packets() -> anyhow::Result<()> {
     carries_packets(System::Quinn)
@@ -121,7 +130,7 @@ fn all_are_idle_together() -> anyhow::Result<()> {
     thread::sleep(IDLE);
     for (system, before) in present.iter().zip(before) {
         let share = (used(system)? - before) / IDLE.as_secs_f64();
-        println_line(&format!("{} idle: {:.1} %", system.title(), share * 100.0));
+        say(&format!("{} idle: {:.1} %", system.title(), share * 100.0));
         ensure!(share <= IDLE_SHARE_MAX, "{system:?} uses {share} of a core");
     }
     Ok(())
@@ -149,7 +158,7 @@ fn carries_packets(system: System) -> anyhow::Result<()> {
     let version = bed.version(system).context("it has no version")?;
     let pids = bed.pids(system);
     let before = usage::cpu_seconds(&pids)?;
-    let mut lines = format!("{} {version}:", system.title());
+    let mut line = format!("{} {version}:", system.title());
     for reverse in [false, true] {
         let load = Load {
             streams: 1,
@@ -158,14 +167,14 @@ fn carries_packets(system: System) -> anyhow::Result<()> {
             congestion: None,
         };
         let transfer = iperf::measure(ends, load)?;
-        lines += &format!(" {:.2} Gbit/s", transfer.gbit_per_second);
+        line += &format!(" {:.2} Gbit/s", transfer.gbit_per_second);
     }
     let used = usage::cpu_seconds(&pids)? - before;
     ensure!(
         (used > 0.0) == (system != System::Vxlan),
         "{pids:?} have used {used} s: they are not those that carry the packets"
     );
-    println_line(&format!("{lines}, {used:.2} cpu-s"));
+    say(&format!("{line}, {used:.2} cpu-s"));
     drop(bed);
     for pid in pids {
         ensure!(Process::open(pid).is_none(), "{pid} is still there");
@@ -231,11 +240,11 @@ fn options(systems: &[System]) -> anyhow::Result<BedOptions> {
 }
 
 fn sockets_of_this_process() -> Vec<PathBuf> {
-    let own = format!("-{}", std::process::id());
+    let own = ["a", "b"].map(|end| format!("-{}{end}.sock", std::process::id()));
     let entries = fs::read_dir("/var/run/wireguard").into_iter().flatten();
     entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_string_lossy().contains(&own))
+        .filter(|path| own.iter().any(|end| path.to_string_lossy().ends_with(end)))
         .collect()
 }
 
@@ -243,6 +252,6 @@ fn sockets_of_this_process() -> Vec<PathBuf> {
     clippy::print_stdout,
     reason = "for a person who runs it with --nocapture"
 )]
-fn println_line(line: &str) {
+fn say(line: &str) {
     println!("{line}");
 }

@@ -79,6 +79,8 @@ impl Programs {
                 .arg("--root")
                 .arg(unfinished)
                 .arg(name)
+                // Where this source tree says which compiler to use.
+                .current_dir(&self.pins)
                 .env_remove("CARGO_TARGET_DIR");
             run_build(build, "cargo install")?;
             Ok(unfinished.join("bin").join(name))

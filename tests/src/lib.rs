@@ -4,6 +4,8 @@
 
 pub mod account;
 pub mod eventually;
+pub mod impair;
+pub mod load;
 pub mod machine;
 pub mod operator;
 pub mod plugin;

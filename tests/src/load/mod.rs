@@ -1,0 +1,10 @@
+//! Loads for labs whose every byte is checked, and what the daemons look like under them.
+//!
+//! [`content`] says which byte belongs where in which stream, [`streams`] sends and checks many
+//! streams at once, [`datagrams`] sends UDP beside them, [`kernel`] asks what TCP had to send again, [`memory`] samples what
+//! processes hold, [`scenario`] puts a whole run together.
+
+pub mod content;
+pub mod kernel;
+pub mod memory;
+pub mod streams;

@@ -9,16 +9,20 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use fabric_node::lab::{Lab, Worker, command};
-use fabric_proto::admin::PeerList;
 
 use super::{Impairment, Report};
-use crate::eventually::eventually;
+use crate::{
+    eventually::eventually,
+    traffic::{address, ping},
+};
 
 /// What the program says when the cable lies.
 pub const READY: &str = "ready";
 /// How long QUIC may take to notice that there is another cable: the longest silence it bears, and
 /// another connection.
 const CONNECTED_MAX: Duration = Duration::from_secs(15);
+/// How long one answer may take: one that is lost is not sent again.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// A running `impair`. When this value goes, the program ends and the workers have no cable at all.
 #[derive(Debug)]
@@ -28,12 +32,12 @@ pub struct Impairer {
 }
 
 impl Impairer {
-    /// Replaces the bridge between the first two workers of `lab` by `program`, and waits until both
-    /// daemons are connected over it.
+    /// Replaces the bridge between the first two workers of `lab` by `program`, and waits until a
+    /// pod of one reaches a pod of the other over it.
     ///
     /// # Errors
     ///
-    /// The lab has not two workers with IPv4, the program fails, or the daemons do not connect.
+    /// The lab has not two workers with IPv4 and a pod each, the program fails, or nothing crosses it.
     pub fn start(program: &Path, lab: &Lab, impairment: Impairment) -> anyhow::Result<Self> {
         let [one, other, ..] = lab.workers() else {
             bail!("a cable has two ends, and the lab has fewer workers");
@@ -60,11 +64,15 @@ impl Impairer {
         if line.trim() != READY {
             bail!("impair did not begin; it said {line:?} and what is on standard error");
         }
-        for worker in [one, other] {
-            eventually("a connection over the cable", CONNECTED_MAX, || {
-                connected(worker)
-            })?;
-        }
+        let pod = |worker: &Worker| {
+            let mut pods = lab.pods().iter();
+            pods.find(|pod| pod.worker == worker.name)
+                .with_context(|| format!("{} has no pod to try the cable with", worker.name))
+        };
+        let (from, target) = (pod(one)?, address(pod(other)?, false)?);
+        eventually("a ping over the cable", CONNECTED_MAX, || {
+            ping(&from.netns, target, ANSWER_MAX)
+        })?;
         Ok(impairer)
     }
 
@@ -98,14 +106,4 @@ fn plug(worker: &Worker) -> anyhow::Result<String> {
     let address = addresses.find(|address| address.is_ipv4());
     let address = address.context("a worker without IPv4 on the underlay")?;
     Ok(format!("{}={address}", worker.name))
-}
-
-/// Every peer is connected, and has answered since the cable was changed.
-fn connected(worker: &Worker) -> anyhow::Result<()> {
-    let peers: PeerList =
-        fabric_node::lab::ready::document(&worker.admin_socket(), "/v1/peers")?;
-    match peers.items.iter().find(|peer| peer.state != "Connected") {
-        None => Ok(()),
-        Some(peer) => bail!("{} is {}", peer.name, peer.state),
-    }
 }

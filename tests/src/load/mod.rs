@@ -5,6 +5,9 @@
 //! processes hold, [`scenario`] puts a whole run together.
 
 pub mod content;
+pub mod corruption;
+pub mod endurance;
 pub mod kernel;
 pub mod memory;
+pub mod report;
 pub mod streams;

@@ -26,6 +26,13 @@ const BLOCK_BYTES: usize = 128 * 1024;
 /// How long a stream may stand still: beyond it, it is stuck, whatever is lost below it.
 const STILL_MAX: Duration = Duration::from_secs(30);
 
+/// Is told every second how many bytes have arrived in all; its error ends the waiting.
+pub type Watch<'a> = dyn FnMut(u64) -> anyhow::Result<()> + 'a;
+/// Time between two words to it.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two looks whether all have ended.
+const END_INTERVAL: Duration = Duration::from_millis(20);
+
 /// One stream.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -43,12 +50,37 @@ pub struct Plan {
     pub congestion: Option<String>,
 }
 
+/// `count` streams between two pods of one worker and two of another: every second one goes the other
+/// way, every second pair is over IPv6, and all pods send and receive.
+///
+/// # Errors
+///
+/// There are not four pods.
+pub fn criss_cross(pods: &[Pod], count: u64, bytes: Option<u64>) -> anyhow::Result<Vec<Plan>> {
+    let [a1, a2, b1, b2] = pods else {
+        bail!("there are four pods in this, not {}", pods.len());
+    };
+    let plan = |number: u64| {
+        let bit = |place: u32| number >> place & 1 == 1;
+        let (a, b) = (if bit(2) { a2 } else { a1 }, if bit(3) { b2 } else { b1 });
+        let (from, to) = if bit(0) { (b, a) } else { (a, b) };
+        Plan {
+            number,
+            from: from.clone(),
+            to: to.clone(),
+            ipv6: bit(1),
+            bytes,
+            congestion: None,
+        }
+    };
+    Ok((0..count).map(plan).collect())
+}
+
 /// Streams under way. When this value goes, they end.
 #[derive(Debug)]
 pub struct Streams {
     stop: Arc<AtomicBool>,
     running: Vec<Running>,
-    begin: Instant,
 }
 
 /// What a stream carried.
@@ -77,14 +109,12 @@ impl Streams {
     pub fn start(plans: &[Plan]) -> anyhow::Result<Self> {
         let connected = plans.iter().map(connect).collect::<Result<Vec<_>, _>>()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let begin = Instant::now();
         let running = plans.iter().zip(connected);
         Ok(Self {
             running: running
                 .map(|(plan, ends)| Running::start(plan, ends, &stop))
                 .collect(),
             stop,
-            begin,
         })
     }
 
@@ -97,10 +127,21 @@ impl Streams {
             .collect()
     }
 
-    /// When all began.
-    #[must_use]
-    pub fn begin(&self) -> Instant {
-        self.begin
+    /// Waits until all have come to their end, with a word to `watch` every second.
+    ///
+    /// # Errors
+    ///
+    /// That of `watch`.
+    pub fn watch(&self, watch: &mut Watch<'_>) -> anyhow::Result<()> {
+        let mut next = Instant::now() + WATCH_INTERVAL;
+        while !self.is_finished() {
+            thread::sleep(END_INTERVAL);
+            if Instant::now() >= next {
+                next += WATCH_INTERVAL;
+                watch(self.received().iter().sum())?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether all have come to their end.

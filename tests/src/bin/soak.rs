@@ -114,6 +114,9 @@ fn impair() -> anyhow::Result<PathBuf> {
 fn write(folder: &Path, soak: &Soak, text: &str) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     fs::write(folder.join("soak.md"), text)?;
-    fs::write(folder.join("soak.json"), serde_json::to_vec_pretty(&soak.to_json())?)?;
+    fs::write(
+        folder.join("soak.json"),
+        serde_json::to_vec_pretty(&soak.to_json())?,
+    )?;
     Ok(())
 }

@@ -277,7 +277,10 @@ mod tests {
                 newest = newest.max(number);
             }
             assert!(counts.delayed > 500 && counts.doubled > 400);
-            assert!(late > 900 && counts.overtaken >= late, "{late} of {counts:?}");
+            assert!(
+                late > 900 && counts.overtaken >= late,
+                "{late} of {counts:?}"
+            );
         }
     }
 
@@ -299,7 +302,10 @@ mod tests {
         direction.pass_overdue(deadline, &mut sink);
         direction.pass_overdue(deadline, &mut sink);
         assert_eq!((count, direction.deadline()), (1, None));
-        assert_eq!((direction.counts().delayed, direction.counts().overtaken), (1, 0));
+        assert_eq!(
+            (direction.counts().delayed, direction.counts().overtaken),
+            (1, 0)
+        );
     }
 
     /// Packets that are no UDP pass, and those that are not taken are counted.
@@ -307,10 +313,14 @@ mod tests {
     fn the_rest_is_counted() {
         let mut direction = Direction::new(impairment(0, 0, 0), 0);
         let (vnet, mut packet) = super_packet(0..3);
-        direction.pass(vnet, &packet, Instant::now(), &mut |_: &[IoSlice<'_>]| false);
+        direction.pass(vnet, &packet, Instant::now(), &mut |_: &[IoSlice<'_>]| {
+            false
+        });
         packet[9] = 1;
         let mut seen = 0;
-        direction.pass(vnet, &packet, Instant::now(), &mut |parts: &[IoSlice<'_>]| {
+        direction.pass(vnet, &packet, Instant::now(), &mut |parts: &[IoSlice<
+            '_,
+        >]| {
             seen = parts[1].len();
             true
         });

@@ -89,7 +89,10 @@ mod tests {
         // Six standard deviations of a binomial distribution.
         let near = |found: usize, mean: f64| (found as f64 - mean).abs() < 6.0 * mean.sqrt();
         assert!(near(count(&|fate| *fate == Fate::Lose), 1_000.0));
-        assert!(near(count(&|fate| matches!(fate, Fate::Double(_))), 2_000.0));
+        assert!(near(
+            count(&|fate| matches!(fate, Fate::Double(_))),
+            2_000.0
+        ));
         assert!(near(count(&|fate| matches!(fate, Fate::Delay(_))), 3_000.0));
         for positions in 1..=4 {
             let found = count(&|fate| *fate == Fate::Delay(positions));
@@ -97,6 +100,15 @@ mod tests {
         }
         assert_eq!(fates, row(impairment, 0));
         assert_ne!(fates, row(impairment, 1));
-        assert_ne!(fates, row(Impairment { seed: 8, ..impairment }, 0));
+        assert_ne!(
+            fates,
+            row(
+                Impairment {
+                    seed: 8,
+                    ..impairment
+                },
+                0
+            )
+        );
     }
 }

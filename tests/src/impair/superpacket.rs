@@ -142,8 +142,10 @@ mod tests {
 
     use super::*;
 
-    const ADDRESSES: [Ipv4Address; 2] =
-        [Ipv4Address::new(10, 90, 0, 1), Ipv4Address::new(10, 90, 0, 2)];
+    const ADDRESSES: [Ipv4Address; 2] = [
+        Ipv4Address::new(10, 90, 0, 1),
+        Ipv4Address::new(10, 90, 0, 2),
+    ];
 
     /// A packet with this payload, written by another implementation, checksums complete.
     fn packet(payload: &[u8]) -> Vec<u8> {
@@ -244,7 +246,10 @@ mod tests {
             assert_eq!(datagrams.count(), count);
             let piece = datagrams.piece(0..count);
             assert_eq!(piece.head[..VnetHeader::LEN], vnet.encode());
-            assert_eq!([&piece.head[VnetHeader::LEN..], piece.payload].concat(), packet);
+            assert_eq!(
+                [&piece.head[VnetHeader::LEN..], piece.payload].concat(),
+                packet
+            );
         }
     }
 
@@ -258,7 +263,12 @@ mod tests {
             bytes[at] = to;
             bytes
         };
-        for bad in [changed(0, 0x46), changed(9, 6), changed(6, 0x20), changed(7, 1)] {
+        for bad in [
+            changed(0, 0x46),
+            changed(9, 6),
+            changed(6, 0x20),
+            changed(7, 1),
+        ] {
             assert!(Datagrams::parse(vnet, &bad).is_none());
         }
         assert!(Datagrams::parse(vnet, &good[..good.len() - 1]).is_none());
@@ -273,6 +283,11 @@ mod tests {
             assert!(Datagrams::parse(vnet, &good).is_none());
         }
         let empty = packet(&[]);
-        assert_eq!(Datagrams::parse(VnetHeader::default(), &empty).unwrap().count(), 1);
+        assert_eq!(
+            Datagrams::parse(VnetHeader::default(), &empty)
+                .unwrap()
+                .count(),
+            1
+        );
     }
 }

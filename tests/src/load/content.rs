@@ -65,11 +65,13 @@ impl Content {
         }
         let mut pairs = received.iter().zip(&*expected).enumerate();
         let wrong = pairs.find(|(_, (received, expected))| received != expected);
-        Err(wrong.map_or(Wrong::default(), |(at, (&received, &expected))| Wrong {
-            offset: offset + at as u64,
-            received,
-            expected,
-        }))
+        Err(
+            wrong.map_or(Wrong::default(), |(at, (&received, &expected))| Wrong {
+                offset: offset + at as u64,
+                received,
+                expected,
+            }),
+        )
     }
 
     fn word(&self, place: u64) -> [u8; WORD] {

@@ -82,7 +82,11 @@ pub fn run(
     let carried = streams.finish()?;
     let took = begin.elapsed();
     let bytes = carried.iter().map(|stream| stream.bytes).sum();
-    ensure!(bytes == options.bytes, "{bytes} of {} bytes arrived", options.bytes);
+    ensure!(
+        bytes == options.bytes,
+        "{bytes} of {} bytes arrived",
+        options.bytes
+    );
     check_conserved(a)?;
     check_conserved(b)?;
     let quic_lost = [quic_lost(a)?, quic_lost(b)?];
@@ -104,7 +108,10 @@ pub fn run(
 /// A cable that was no worse than a good one proves nothing.
 fn check_cable(report: &Report, bytes: u64) -> anyhow::Result<()> {
     let total = report.total();
-    ensure!(total.bytes >= bytes, "the streams went another way: {total:?}");
+    ensure!(
+        total.bytes >= bytes,
+        "the streams went another way: {total:?}"
+    );
     for counts in report.directions {
         ensure!(counts.add_up(), "the cable lost count: {counts:?}");
         // A tenth of what is to be expected: far beyond what chance could do.

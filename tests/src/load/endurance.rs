@@ -95,7 +95,10 @@ impl Outcome {
 pub fn run(lab: &Lab, time: Duration, watch: &mut Watch<'_>) -> anyhow::Result<Outcome> {
     let pids = lab.workers().iter().map(|worker| worker.pid);
     let pids: Vec<u32> = pids.collect::<Option<_>>().context("a daemon is not up")?;
-    let idle = pids.iter().map(|&pid| rss_kib(pid)).collect::<Result<Vec<_>, _>>()?;
+    let idle = pids
+        .iter()
+        .map(|&pid| rss_kib(pid))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut courses = vec![Course::default(); pids.len()];
     let streams = Streams::start(&criss_cross(lab.pods(), STREAMS, None)?)?;
     let begin = Instant::now();

@@ -12,14 +12,19 @@ use fabric_node::lab::underlay::inside;
 ///
 /// The kernel does not tell.
 pub fn tcp_retransmissions(netns: &Path) -> anyhow::Result<u64> {
-    let table = inside(netns, || Ok(fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+    let table = inside(netns, || {
+        Ok(fs::read_to_string("/proc/thread-self/net/snmp")?)
+    })?;
     tcp(&table, "RetransSegs").context("/proc/net/snmp says nothing of RetransSegs")
 }
 
 /// A line of names, then one of numbers.
 fn tcp(table: &str, name: &str) -> Option<u64> {
     let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp:"));
-    let place = lines.next()?.split_whitespace().position(|found| found == name)?;
+    let place = lines
+        .next()?
+        .split_whitespace()
+        .position(|found| found == name)?;
     lines.next()?.split_whitespace().nth(place)?.parse().ok()
 }
 

@@ -14,7 +14,13 @@ pub fn rss_kib(pid: u32) -> anyhow::Result<u64> {
     let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let mut lines = status.lines();
     lines
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
         .with_context(|| format!("{path} has no VmRSS"))
 }
 
@@ -50,7 +56,9 @@ impl Course {
     /// The last that was seen (MiB).
     #[must_use]
     pub fn last_mib(&self) -> f64 {
-        self.samples.last().map_or(0.0, |sample| sample.kib / 1024.0)
+        self.samples
+            .last()
+            .map_or(0.0, |sample| sample.kib / 1024.0)
     }
 
     /// Growth in the second half of the time (MiB in 5 minutes): the slope of the straight line that
@@ -58,12 +66,20 @@ impl Course {
     #[must_use]
     pub fn growth(&self) -> Option<f64> {
         let half = self.samples.last()?.seconds / 2.0;
-        let late: Vec<Sample> = self.samples.iter().copied().filter(|it| it.seconds >= half).collect();
+        let late: Vec<Sample> = self
+            .samples
+            .iter()
+            .copied()
+            .filter(|it| it.seconds >= half)
+            .collect();
         let count = late.len() as f64;
         let mean_of = |value: fn(&Sample) -> f64| late.iter().map(value).sum::<f64>() / count;
         let (seconds, kib) = (mean_of(|it| it.seconds), mean_of(|it| it.kib));
         let spread: f64 = late.iter().map(|it| (it.seconds - seconds).powi(2)).sum();
-        let together: f64 = late.iter().map(|it| (it.seconds - seconds) * (it.kib - kib)).sum();
+        let together: f64 = late
+            .iter()
+            .map(|it| (it.seconds - seconds) * (it.kib - kib))
+            .sum();
         (spread > 0.0).then(|| together / spread / 1024.0 * 300.0)
     }
 }

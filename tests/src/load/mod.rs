@@ -6,6 +6,7 @@
 
 pub mod content;
 pub mod corruption;
+pub mod datagrams;
 pub mod endurance;
 pub mod kernel;
 pub mod memory;

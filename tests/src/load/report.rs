@@ -150,7 +150,9 @@ fn memory(outcome: &endurance::Outcome) -> String {
         },
     );
     for daemon in &outcome.daemons {
-        let growth = daemon.growth_mib.map_or("-".to_owned(), |it| format!("{it:+.2}"));
+        let growth = daemon
+            .growth_mib
+            .map_or("-".to_owned(), |it| format!("{it:+.2}"));
         let _ = writeln!(
             text,
             "| {} | {:.1} | {:.1} | {:.1} | {growth} |",
@@ -212,6 +214,9 @@ mod tests {
         let mut soak = soak();
         soak.endurance = Some(Ok(outcome(60.0, 63.0, 9.0)));
         let text = soak.to_markdown();
-        assert!(text.contains("too short") && text.contains("| +9.00 |"), "{text}");
+        assert!(
+            text.contains("too short") && text.contains("| +9.00 |"),
+            "{text}"
+        );
     }
 }

@@ -231,14 +231,19 @@ impl Running {
 }
 
 fn connect(plan: &Plan) -> anyhow::Result<(TcpStream, TcpStream)> {
-    let ends = tcp(&plan.from.netns, &plan.to.netns, address(&plan.to, plan.ipv6)?)?;
+    let ends = tcp(
+        &plan.from.netns,
+        &plan.to.netns,
+        address(&plan.to, plan.ipv6)?,
+    )?;
     for stream in [&ends.0, &ends.1] {
         stream.set_read_timeout(Some(STILL_MAX))?;
         stream.set_write_timeout(Some(STILL_MAX))?;
     }
     if let Some(congestion) = &plan.congestion {
-        sockopt::set_tcp_congestion(&ends.0, congestion)
-            .with_context(|| format!("no congestion control {congestion}: `modprobe tcp_{congestion}`"))?;
+        sockopt::set_tcp_congestion(&ends.0, congestion).with_context(|| {
+            format!("no congestion control {congestion}: `modprobe tcp_{congestion}`")
+        })?;
     }
     Ok(ends)
 }

@@ -13,6 +13,7 @@ pub mod bed;
 pub mod check;
 pub mod child;
 pub mod fabric;
+pub mod fair;
 pub mod iperf;
 pub mod ping;
 pub mod plan;

@@ -35,9 +35,12 @@ BENCH_PEERS := $(TARGET_DIR)/debug/bench-peers
 BUILD_BENCH_PEERS := $(CARGO) build $(LOCKED) --workspace --bin bench-peers
 BENCH_CHECK_ARGS ?= --check
 BENCH_PEERS_ARGS ?=
+# Measured with the same programs, built in the same way: see `--help` of each.
+BENCH_FAIR_ARGS ?=
+SOAK_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench bench-peers deny clean-lab
+	bench bench-peers bench-fair soak deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +96,14 @@ bench-peers: build ## Side by side with wireguard-go and plain veth, on this mac
 	@scripts/install-deps test
 	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
+
+bench-fair: build ## Shares of four pods that send at once, and a ping beside them; needs root
+	$(CARGO) build $(LOCKED) --workspace --bin bench-fair
+	$(TARGET_DIR)/debug/bench-fair $(BENCH_FAIR_ARGS)
+
+soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an hour; needs root
+	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair
+	$(TARGET_DIR)/debug/soak $(SOAK_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

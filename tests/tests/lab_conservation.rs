@@ -74,6 +74,8 @@ fn overload(lab: &Lab) -> anyhow::Result<()> {
     let [a, b] = lab.workers() else {
         bail!("two workers")
     };
+    let ways = [(a, b), (b, a)];
+    let before = ways.map(|(from, to)| Way::look(from, to));
     let load = Load::start(lab)?;
     let begin = Instant::now();
     let mut looks = 0;
@@ -103,9 +105,17 @@ fn overload(lab: &Lab) -> anyhow::Result<()> {
         account.dropped > 0 && account.answered > 0,
         "an overload that drops and answers nothing is none: {account:?}"
     );
-    for (from, to) in [(a, b), (b, a)] {
-        let ((), took) = eventually("what was handed arrives", REST_MAX, || compare(from, to))?;
-        println!("{} -> {}: equal after {took:?}", from.name, to.name);
+    for ((from, to), before) in ways.into_iter().zip(before) {
+        let before = before?;
+        let (missing, took) = eventually("what was handed arrives", REST_MAX, || {
+            Way::look(from, to)?.check(&before)
+        })?;
+        println!(
+            "{} -> {}: {missing} missing after {took:?}: {:?}",
+            from.name,
+            to.name,
+            Way::look(from, to)?
+        );
     }
     Ok(())
 }
@@ -160,25 +170,53 @@ fn check_grows(worker: &Worker, old: &PacketAccount, new: &PacketAccount) -> any
     Ok(())
 }
 
-/// What `from` handed to its only peer, and what `to` received from its only peer.
-fn compare(from: &Worker, to: &Worker) -> anyhow::Result<()> {
-    let (handed, waiting) = (account(from)?.delivered_peers, account(from)?.queued);
-    let received = account(to)?.received_peers;
-    let lost = quic_lost(from)?;
-    let what = format!(
-        "{} handed {handed:?} to {}, which received {received:?}; QUIC lost {lost} packets, \
-         {waiting} wait",
-        from.name, to.name
-    );
-    ensure!(waiting == 0, "{what}");
-    let missing = handed
-        .packets
-        .checked_sub(received.packets)
-        .with_context(|| format!("more than was handed: {what}"))?;
-    ensure!(missing <= lost * DATAGRAMS_PER_PACKET_MAX, "{what}");
-    ensure!(missing > 0 || handed.bytes == received.bytes, "{what}");
-    println!("{missing} missing: {what}");
-    Ok(())
+/// What one worker hands to the other, its only peer, and what arrives there.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    handed: Tally,
+    received: Tally,
+    /// QUIC packets.
+    lost: u64,
+    waiting: u64,
+}
+
+impl Way {
+    fn look(from: &Worker, to: &Worker) -> anyhow::Result<Self> {
+        let sender = account(from)?;
+        Ok(Self {
+            handed: sender.delivered_peers,
+            received: account(to)?.received_peers,
+            lost: quic_lost(from)?,
+            waiting: sender.queued,
+        })
+    }
+
+    /// Checks what has come since `before`, at rest; how many packets are missing.
+    fn check(&self, before: &Self) -> anyhow::Result<u64> {
+        ensure!(self.waiting == 0, "packets wait: {self:?}");
+        let since = |now: Tally, then: Tally| {
+            let packets = now.packets.checked_sub(then.packets);
+            anyhow::Ok((
+                packets.context("counted backwards")?,
+                now.bytes - then.bytes,
+            ))
+        };
+        let handed = since(self.handed, before.handed)?;
+        let received = since(self.received, before.received)?;
+        let lost = self.lost.checked_sub(before.lost);
+        let lost = lost.with_context(|| format!("another connection: {before:?}, {self:?}"))?;
+        let what = format!(
+            "{handed:?} packets and bytes were handed over, {received:?} arrived, QUIC lost {lost} packets"
+        );
+        let missing = handed.0.checked_sub(received.0);
+        let missing = missing.with_context(|| format!("too many: {what}"))?;
+        ensure!(
+            missing <= lost * DATAGRAMS_PER_PACKET_MAX,
+            "too few: {what}"
+        );
+        ensure!(missing > 0 || handed == received, "others: {what}");
+        Ok(missing)
+    }
 }
 
 /// All of it at once.

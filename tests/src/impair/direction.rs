@@ -78,7 +78,7 @@ impl Direction {
                 begin = index;
                 self.release(sink);
             }
-            let fate = self.fates.next();
+            let fate = self.fates.draw();
             if fate == Fate::Pass {
                 self.passed += 1;
                 continue;

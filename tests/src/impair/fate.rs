@@ -35,8 +35,8 @@ impl Fates {
         }
     }
 
-    /// The next one.
-    pub fn next(&mut self) -> Fate {
+    /// Draws the next one.
+    pub fn draw(&mut self) -> Fate {
         let Impairment {
             lose_ppm,
             double_ppm,
@@ -62,7 +62,7 @@ impl Fates {
 
 /// A number below `limit` from 32 even bits.
 fn below(bits: u64, limit: u32) -> u32 {
-    (bits * u64::from(limit) >> 32) as u32
+    ((bits * u64::from(limit)) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -82,7 +82,7 @@ mod tests {
         };
         let row = |impairment, direction| {
             let mut fates = Fates::new(impairment, direction);
-            (0..MILLION).map(|_| fates.next()).collect::<Vec<_>>()
+            (0..MILLION).map(|_| fates.draw()).collect::<Vec<_>>()
         };
         let fates = row(impairment, 0);
         let count = |is: &dyn Fn(&Fate) -> bool| fates.iter().filter(|fate| is(fate)).count();

@@ -66,7 +66,7 @@ impl Content {
         let mut pairs = received.iter().zip(&*expected).enumerate();
         let wrong = pairs.find(|(_, (received, expected))| received != expected);
         Err(
-            wrong.map_or(Wrong::default(), |(at, (&received, &expected))| Wrong {
+            wrong.map_or_else(Wrong::default, |(at, (&received, &expected))| Wrong {
                 offset: offset + at as u64,
                 received,
                 expected,

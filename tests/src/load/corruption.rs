@@ -70,7 +70,7 @@ pub fn run(
         bail!("there are two workers in this, not {}", lab.workers().len());
     };
     ensure!(
-        options.bytes % STREAMS == 0,
+        options.bytes.is_multiple_of(STREAMS),
         "{} bytes are no {STREAMS} equal shares",
         options.bytes
     );

@@ -152,7 +152,7 @@ fn memory(outcome: &endurance::Outcome) -> String {
     for daemon in &outcome.daemons {
         let growth = daemon
             .growth_mib
-            .map_or("-".to_owned(), |it| format!("{it:+.2}"));
+            .map_or_else(|| "-".to_owned(), |it| format!("{it:+.2}"));
         let _ = writeln!(
             text,
             "| {} | {:.1} | {:.1} | {:.1} | {growth} |",

@@ -20,6 +20,7 @@ use fabric_tests::{
     load::{
         corruption::{drops, quic_lost},
         datagrams::{Flood, Flooded, Plan},
+        kernel::udp_overruns,
         streams::{Streams, criss_cross},
     },
     stage::Stage,
@@ -98,7 +99,12 @@ fn overload(lab: &Lab) -> anyhow::Result<()> {
     for worker in [a, b] {
         check_conserved(worker)?;
         println!("{}: {:?}", worker.name, account(worker)?);
-        println!("{}: dropped {:?}", worker.name, drops(worker)?);
+        println!(
+            "{}: dropped {:?}; the kernel had no room for {} packets of the underlay",
+            worker.name,
+            drops(worker)?,
+            udp_overruns(&worker.netns)?
+        );
     }
     let account = account(a)?;
     ensure!(

@@ -297,3 +297,43 @@ fn receive(
         took: begin.elapsed(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// What a receiver says of `bytes` that somebody else sends it as stream 1.
+    fn judged(bytes: &[u8]) -> anyhow::Result<u64> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // The receiver hangs up at the first wrong byte.
+                let _ = client.write_all(bytes);
+            });
+            receive(server, Content::of_stream(1), &AtomicU64::new(0)).map(|carried| carried.bytes)
+        })
+    }
+
+    /// Right bytes are counted; one wrong byte is an error that names its offset, however far behind
+    /// it is; a piece left out is noticed where it is missing.
+    #[test]
+    fn a_wrong_byte_is_an_error() {
+        let mut bytes = vec![0; 3 * BLOCK_BYTES + 5];
+        Content::of_stream(1).fill(0, &mut bytes);
+        assert_eq!(judged(&bytes).unwrap(), bytes.len() as u64);
+        let at = 2 * BLOCK_BYTES + 77;
+        bytes[at] ^= 0x10;
+        let error = format!("{:#}", judged(&bytes).unwrap_err());
+        assert!(error.contains(&format!("offset {at}")), "{error}");
+        bytes[at] ^= 0x10;
+        bytes.drain(1_000..1_008);
+        let error = format!("{:#}", judged(&bytes).unwrap_err());
+        assert!(error.contains("offset 100"), "{error}");
+    }
+}

@@ -37,9 +37,12 @@ BENCH_PEERS := $(TARGET_DIR)/debug/bench-peers
 BUILD_BENCH_PEERS := $(CARGO) build $(LOCKED) --workspace --bin bench-peers
 BENCH_CHECK_ARGS ?= --check
 BENCH_PEERS_ARGS ?=
+# Measured with the same programs, built in the same way: see `--help` of each.
+BENCH_FAIR_ARGS ?=
+SOAK_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench bench-peers bench-peers-check deny clean-lab
+	bench bench-peers bench-peers-check bench-fair soak deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -99,6 +102,14 @@ bench-peers: build ## Side by side with others, on this machine; needs root
 bench-peers-check: build ## Fail unless each of the others comes up and carries packets; needs root
 	@scripts/install-deps bench
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(CONTENDER_TESTS)) $(ONE_AT_A_TIME) --nocapture
+
+bench-fair: build ## Shares of four pods that send at once, and a ping beside them; needs root
+	$(CARGO) build $(LOCKED) --workspace --bin bench-fair
+	$(TARGET_DIR)/debug/bench-fair $(BENCH_FAIR_ARGS)
+
+soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an hour; needs root
+	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair
+	$(TARGET_DIR)/debug/soak $(SOAK_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

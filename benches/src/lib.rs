@@ -15,6 +15,7 @@ pub mod check;
 pub mod child;
 pub mod contender;
 pub mod fabric;
+pub mod fair;
 pub mod iperf;
 pub mod ping;
 pub mod plan;

@@ -35,7 +35,9 @@ pub fn measure(netns: &Netns, address: IpAddr) -> anyhow::Result<f64> {
     median(&times).context("no answers")
 }
 
-fn times_ms(output: &str) -> Vec<f64> {
+/// The times (ms) in what ping printed, in the order of the answers.
+#[must_use]
+pub fn times_ms(output: &str) -> Vec<f64> {
     output
         .lines()
         .filter_map(|line| {

@@ -1,9 +1,12 @@
 //! What the integration tests share: labs made of the real release binaries, traffic inside of them,
 //! and questions to the daemons; and a fabric simulated in memory. The tests themselves are in
-//! `tests/`.
+//! `tests/`; the program `soak` is for what takes too long for every change, the program `impair` is the
+//! bad cable in some of these labs.
 
 pub mod account;
 pub mod eventually;
+pub mod impair;
+pub mod load;
 pub mod machine;
 pub mod operator;
 pub mod plugin;

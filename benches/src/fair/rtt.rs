@@ -1,0 +1,107 @@
+//! Round-trip times one by one, by ping, while something else goes on.
+
+use std::{net::IpAddr, process::Command, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use fabric_node::{lab::command, sys::netns::Netns};
+use serde::Serialize;
+
+use crate::ping::times_ms;
+
+/// Pause between two packets (ms).
+pub const INTERVAL_MS: u32 = 10;
+/// How long an answer is waited for (ms): a packet without one counts as this slow, or losing the
+/// slowest would make the others look good.
+const ANSWER_MS_MAX: f64 = 1_000.0;
+/// How long ping may take beyond the time it sends.
+const EXTRA_MAX: Duration = Duration::from_secs(15);
+
+/// Where the times of one run lie (ms).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rtt {
+    /// Packets sent.
+    pub sent: usize,
+    /// Of these, those that were answered.
+    pub answered: usize,
+    /// Half were faster; one without an answer took a second.
+    pub p50_ms: f64,
+    /// 99 of 100 were.
+    pub p99_ms: f64,
+    /// The slowest.
+    pub max_ms: f64,
+}
+
+/// Pings `address` from inside `netns` for `time`.
+///
+/// # Errors
+///
+/// ping is missing, or none of its packets was answered.
+pub fn measure(netns: &Netns, address: IpAddr, time: Duration) -> anyhow::Result<Rtt> {
+    let sent = (time.as_millis() / u128::from(INTERVAL_MS)) as usize;
+    let interval = format!("{:.3}", f64::from(INTERVAL_MS) / 1_000.0);
+    let mut ping = Command::new(command::find("ping").context("ping is not installed")?);
+    ping.env("LC_ALL", "C")
+        .args(["-n", "-c", &sent.to_string(), "-i", &interval])
+        .args([
+            "-W",
+            &(ANSWER_MS_MAX / 1_000.0).to_string(),
+            &address.to_string(),
+        ]);
+    let answer = netns.run(move || command::run(ping, b"", time + EXTRA_MAX))??;
+    let times = times_ms(&answer.stdout);
+    ensure!(
+        !times.is_empty() && times.len() <= sent,
+        "{} of {sent} pings to {address} were answered: {}",
+        times.len(),
+        answer.last_line()
+    );
+    summed_up(sent, times).context("nothing was sent")
+}
+
+fn summed_up(sent: usize, mut times: Vec<f64>) -> Option<Rtt> {
+    let answered = times.len();
+    times.resize(sent, ANSWER_MS_MAX);
+    times.sort_by(f64::total_cmp);
+    // The smallest time that this part of all does not exceed.
+    let at = |percent: usize| {
+        let rank = (times.len() * percent).div_ceil(100);
+        times.get(rank.checked_sub(1)?).copied()
+    };
+    Some(Rtt {
+        sent,
+        answered,
+        p50_ms: at(50)?,
+        p99_ms: at(99)?,
+        max_ms: at(100)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a hundred times the 99th is the 99th percentile, of fewer the last; a packet without an
+    /// answer is slower than all others; of nothing there is none.
+    #[test]
+    fn percentiles_are_times_that_were_measured() {
+        let times = |count: u32| (1..=count).rev().map(f64::from).collect::<Vec<_>>();
+        let expected = Rtt {
+            sent: 100,
+            answered: 100,
+            p50_ms: 50.0,
+            p99_ms: 99.0,
+            max_ms: 100.0,
+        };
+        assert_eq!(summed_up(100, times(100)), Some(expected));
+        assert_eq!(summed_up(3, times(3)).map(|rtt| rtt.p99_ms), Some(3.0));
+        let lossy = Rtt {
+            answered: 98,
+            p99_ms: 1_000.0,
+            max_ms: 1_000.0,
+            ..expected
+        };
+        assert_eq!(summed_up(100, times(98)), Some(lossy));
+        assert_eq!(summed_up(0, Vec::new()), None);
+    }
+}

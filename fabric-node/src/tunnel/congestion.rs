@@ -1,14 +1,22 @@
-//! A floor beneath the congestion window of any controller.
+//! A floor beneath the congestion window of any controller, and a watch on who asks for it.
 //!
 //! Comes in: what acknowledgements and losses say. Goes out: a window that is never smaller than
-//! [`WINDOW_BYTES_MIN`]. Never done here: deciding how a window grows or shrinks.
+//! [`WINDOW_BYTES_MIN`], and whether the engine has looked at it. Never done here: deciding how a
+//! window grows or shrinks.
 //!
 //! A controller makes the window smaller with every loss and larger only when it is used up (RFC 9002
 //! section 7.8). Between nodes that have little to say it only ever shrinks, to two packets in the end.
 //! When the path is cut those two are in flight at once, and nothing but probes at doubling intervals
 //! would find out that it is back.
 
-use std::{any::Any, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use quinn_proto::{
     RttEstimator,
@@ -24,11 +32,42 @@ pub(super) struct WithFloor<F>(pub(super) Arc<F>);
 
 impl<F: ControllerFactory> ControllerFactory for WithFloor<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Floored(self.0.clone().build(now, current_mtu)))
+        Box::new(Floored(
+            self.0.clone().build(now, current_mtu),
+            WindowWatch::default(),
+        ))
     }
 }
 
-struct Floored(Box<dyn Controller>);
+/// Sees whether the engine has asked for the window of a connection.
+///
+/// The engine asks before each packet that needs room in the window, and only then. If it has asked
+/// and sent nothing, it has something to send and was held back, by the window or by pacing; if it
+/// has not asked, it has nothing. It tells so in no other way.
+#[derive(Clone, Debug, Default)]
+pub struct WindowWatch(Arc<AtomicBool>);
+
+impl WindowWatch {
+    /// The watch on a connection's controller; one that never sees anything if the controller was
+    /// not made here.
+    pub(super) fn of(controller: &dyn Controller) -> Self {
+        let floored = controller.clone_box().into_any().downcast::<Floored>();
+        floored.map(|floored| floored.1).unwrap_or_default()
+    }
+
+    /// Forgets what was seen.
+    pub(super) fn reset(&self) {
+        self.0.store(false, Relaxed);
+    }
+
+    /// Whether the window was asked for since.
+    pub(super) fn was_asked(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Used by one thread at a time; the watch is atomic because the engine wants controllers `Sync`.
+struct Floored(Box<dyn Controller>, WindowWatch);
 
 impl Controller for Floored {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
@@ -73,6 +112,7 @@ impl Controller for Floored {
     }
 
     fn window(&self) -> u64 {
+        self.1.0.store(true, Relaxed);
         self.0.window().max(WINDOW_BYTES_MIN)
     }
 
@@ -83,7 +123,7 @@ impl Controller for Floored {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self(self.0.clone_box()))
+        Box::new(Self(self.0.clone_box(), self.1.clone()))
     }
 
     fn initial_window(&self) -> u64 {
@@ -91,7 +131,7 @@ impl Controller for Floored {
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self.0.into_any()
+        self
     }
 }
 

@@ -1,6 +1,8 @@
 //! Endpoints on loopback sockets, driven by hand and by a clock of the test's own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod queueing;
+
 use std::time::Duration;
 
 use bytes::Bytes;

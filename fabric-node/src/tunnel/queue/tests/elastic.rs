@@ -118,7 +118,6 @@ fn an_elastic_sender_leaves_a_short_queue() {
     ] {
         for ect in [false, true] {
             let outcome = run(mbit, Duration::from_micros(rtt_us), ect);
-            println!("{mbit} Mbit/s, {rtt_us} us, ect {ect}: {outcome:?}");
             assert!(
                 outcome.used > used_min,
                 "{mbit} Mbit/s, {rtt_us} us: {outcome:?}"

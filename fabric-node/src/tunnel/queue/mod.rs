@@ -298,7 +298,8 @@ impl SendQueue {
         } else if taken > 0 {
             self.begun[bucket(flow)] = Some((place, flow));
         }
-        if taken < offered {
+        // Less than was offered is an engine that takes no more: it says so when it is asked again.
+        if taken == 0 {
             Step::Refused
         } else {
             Step::Taken(taken)

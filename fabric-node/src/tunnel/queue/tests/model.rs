@@ -146,7 +146,7 @@ proptest! {
                     sink.room = room;
                     sink.datagram_room = datagram_room;
                     let served = queue.serve(now, bytes, piece, &mut sink);
-                    prop_assert!(served <= room);
+                    prop_assert_eq!(served, room - sink.room);
                     prop_assert!(served < bytes + piece.max(3000));
                 }
                 Operation::Wait(us) => now += Duration::from_micros(us),

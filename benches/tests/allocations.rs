@@ -4,15 +4,20 @@
 use std::time::Instant;
 
 use allocation_counter::measure;
+use bytes::{Buf, Bytes};
 use fabric_benches::fabric::{Fabric, SIZES};
 use fabric_core::{
     forward::Forwarder,
-    ids::PeerId,
+    ids::{PeerId, PortId},
     offload::{Offload, VnetHeader},
     packet::parse,
     record::StreamHeader,
     testing::packets::{Ip, Tcp},
     verdict::Verdict,
+};
+use fabric_node::tunnel::{
+    link::Label,
+    queue::{Class, Engine, Lane, Pending, SendQueue, Written},
 };
 
 /// Packets of one measurement: a first one that fills a cache must not be the only one.
@@ -76,6 +81,67 @@ fn the_way_in_does_not_allocate() {
         });
         assert_eq!(counted.count_total, 0, "{own}");
     }
+}
+
+/// An engine that takes half of what it is offered, so that records are left in pieces.
+struct Half;
+
+impl Engine for Half {
+    fn datagram_room(&mut self) -> usize {
+        1400
+    }
+
+    fn take_datagram(&mut self, _: &Bytes) -> bool {
+        true
+    }
+
+    fn take_stream(&mut self, _: usize, piece: &mut Bytes) -> Written {
+        let taken = piece.len().div_ceil(2);
+        piece.advance(taken);
+        Written::Bytes(taken)
+    }
+
+    fn as_stream_record(&mut self, record: &Bytes) -> Bytes {
+        record.clone()
+    }
+}
+
+/// Packets of many ports and flows pass the queue in front of a connection, also a full one, without
+/// a single allocation once it has been full before.
+#[test]
+fn the_queue_does_not_allocate() {
+    let mut queue = SendQueue::default();
+    let mut now = Instant::now();
+    let (large, small) = (Bytes::from(vec![0; 60_000]), Bytes::from(vec![0; 60]));
+    let mut round = |number: u32| {
+        now += std::time::Duration::from_micros(100);
+        for n in 0..20 {
+            let tcp = n % 2 == 0;
+            let (lane, class, record) = if tcp {
+                (Lane::Stream, Class::Bulk, &large)
+            } else {
+                (Lane::Datagram, Class::Latency, &small)
+            };
+            let label = Label {
+                port: PortId(n % 5),
+                flow: number.wrapping_mul(31).wrapping_add(n),
+                class,
+            };
+            let pending = Pending {
+                record: record.clone(),
+                pinned: record.len(),
+                account: Some(60),
+            };
+            queue.push(lane, label, pending, now);
+        }
+        queue.serve(now, 100_000, 16 * 1024, &mut Half)
+    };
+    let warm: usize = (0..20_000).map(&mut round).sum();
+    let mut served = 0;
+    let counted = measure(|| served = (20_000..22_000).map(&mut round).sum());
+    assert!(warm > 0 && served > 0);
+    assert_eq!(counted.count_total, 0);
+    assert!(queue.take_accounts().full > 1_000);
 }
 
 /// The counter counts: without that, the tests above would prove nothing.

@@ -69,6 +69,9 @@ pub struct Counters {
     pub answered: u64,
     /// Waiting in a queue towards a peer at the time of the copy.
     pub queued: u64,
+    /// Marked as having met congestion in a queue towards a peer (ECN CE, RFC 3168). No outcome: each
+    /// is counted where it ended, too.
+    pub marked: u64,
     /// Dropped, by reason; index with [`Counters::dropped`].
     pub drops: [u64; DropReason::COUNT],
 }
@@ -84,6 +87,7 @@ impl Default for Counters {
             delivered_peers: Tally::default(),
             answered: 0,
             queued: 0,
+            marked: 0,
             drops: [0; DropReason::COUNT],
         }
     }
@@ -116,9 +120,14 @@ impl Counters {
 
     /// A packet was dropped.
     pub fn record_dropped(&mut self, reason: DropReason) {
+        self.record_dropped_many(reason, 1);
+    }
+
+    /// So many packets were dropped.
+    pub fn record_dropped_many(&mut self, reason: DropReason, packets: u64) {
         // A reason's discriminant is its place in `drops`, by construction of `DropReason::ALL`.
         if let Some(count) = self.drops.get_mut(reason as usize) {
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(packets);
         }
     }
 
@@ -171,6 +180,7 @@ impl Counters {
             delivered_peers,
             answered,
             queued,
+            marked,
             drops,
         } = other;
         self.received_pods.add(*received_pods);
@@ -181,6 +191,7 @@ impl Counters {
         self.delivered_peers.add(*delivered_peers);
         self.answered = self.answered.saturating_add(*answered);
         self.queued = self.queued.saturating_add(*queued);
+        self.marked = self.marked.saturating_add(*marked);
         for (mine, theirs) in self.drops.iter_mut().zip(drops) {
             *mine = mine.saturating_add(*theirs);
         }

@@ -94,6 +94,9 @@ drop_reasons! {
     PeerUnreachable = "PEER_UNREACHABLE",
     /// The queue towards the peer is full.
     PeerQueueFull = "PEER_QUEUE_FULL",
+    /// The queue towards the peer was long for too long, and this packet's sender understands loss
+    /// only.
+    PeerQueueAqm = "PEER_QUEUE_AQM",
     /// The connection ended while the packet waited in its queue.
     PeerDisconnected = "PEER_DISCONNECTED",
     /// A record from a peer that does not decode; its connection is closed.

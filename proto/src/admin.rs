@@ -93,6 +93,10 @@ pub struct PacketAccount {
     pub answered: u64,
     /// Waiting in a queue towards a peer.
     pub queued: u64,
+    /// Marked as having met congestion (ECN) in a queue towards a peer. No part of the equation: each
+    /// is counted where it ended, too.
+    #[serde(default)]
+    pub marked: u64,
     /// Dropped, all reasons.
     pub dropped: u64,
     /// Whether the equation holds.

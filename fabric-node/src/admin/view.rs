@@ -240,6 +240,7 @@ fn account(counters: &Counters) -> PacketAccount {
         delivered_peers: tally(counters.delivered_peers),
         answered: counters.answered,
         queued: counters.queued,
+        marked: counters.marked,
         dropped: counters.dropped_total(),
         conserved: counters.is_conserved(),
     }

@@ -51,6 +51,7 @@ impl Show for Status {
                     format!("{} packets, {} bytes", tally.packets, tally.bytes),
                 ));
             }
+            lines.push(("Marked-Peers", format!("{} packets", packets.marked)));
         }
         let mut text = String::new();
         for (name, value) in lines {
@@ -238,6 +239,7 @@ Packets:         10 received = 9 delivered + 0 answered + 1 dropped + 0 queued (
             wide.contains("Received-Pods:   10 packets, 15000 bytes\n"),
             "{wide}"
         );
+        assert!(wide.contains("Marked-Peers:    0 packets\n"), "{wide}");
         let degraded = Sample {
             state: STATE_DEGRADED,
         }

@@ -4,8 +4,11 @@
 //! mended below it. Everything else rides in datagrams as long as it fits, and keeps its loss
 //! semantics. What does not fit takes a stream: nothing is lost for its size.
 
+use std::{ops::Range, time::Instant};
+
 use bytes::BytesMut;
 use fabric_core::{
+    ids::PortId,
     offload::{
         Gso, GsoKind, Offload,
         segment::{segment, segment_count},
@@ -16,48 +19,67 @@ use fabric_core::{
 };
 
 use crate::tunnel::{
-    buffers::BufferPool,
-    link::{PeerLink, QueueFull},
+    buffers::{BufferPool, footprint},
+    link::{Label, PeerLink},
+    queue::{Class, Pending},
 };
 
 /// Room that a packet needs in front of it to become a record without being moved (bytes).
 pub const HEADROOM: usize = STREAM_HEADER_LEN;
+/// Records up to this are copied while much waits for the peer, so that small ones do not fill the
+/// queue with large buffers (bytes). A larger one keeps at most four times its size.
+const COPY_WHEN_BACKLOGGED_BYTES: usize = 16 * 1024;
+
+/// Where a packet comes from, and how it is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The port that sent it, or [`crate::tunnel::link::OWN_PORT`].
+    pub port: PortId,
+    /// The bytes it is counted with once it is handed over; `None` for a packet that this node made,
+    /// and for all fragments of a packet but the last.
+    pub account: Option<u32>,
+    /// When it came.
+    pub at: Instant,
+}
 
 /// Queues the packet at `HEADROOM..` of `buffer` on `link`.
 ///
-/// `account`: the bytes it is counted with once it is handed over; `None` for a packet that this node
-/// made, and for all fragments of a packet but the last.
-///
 /// # Errors
 ///
-/// The reason to drop it; nothing was queued then.
+/// The reason to drop it; nothing was queued then. What is dropped in the queue is counted there.
 pub fn send(
     link: &mut dyn PeerLink,
     buffer: &mut BytesMut,
     pool: &mut BufferPool,
     headers: &Headers,
     offload: Offload,
-    account: Option<u32>,
+    origin: Origin,
     scratch: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
     let len = headers.packet_len as usize;
     let room = link.datagram_room();
-    let on_stream =
+    let is_tcp =
         matches!(headers.transport, Transport::Tcp { .. }) && headers.fragment == Fragment::Whole;
-    let result = match offload.gso {
+    let label = Label {
+        port: origin.port,
+        flow: flow_hash(headers),
+        class: if is_tcp { Class::Bulk } else { Class::Latency },
+    };
+    match offload.gso {
         Some(
             gso @ Gso {
                 kind: GsoKind::Udp, ..
             },
-        ) if fits_in_segments(headers, gso, room, link) => {
-            return send_segments(link, buffer, pool, headers, gso, account, scratch);
+        ) if fits_in_segments(headers, gso, room) => {
+            return send_segments(link, buffer, pool, headers, gso, (label, origin), scratch);
         }
-        None if !on_stream && len + DATAGRAM_HEADER_LEN <= room => {
+        None if !is_tcp && len + DATAGRAM_HEADER_LEN <= room => {
             let start = HEADROOM - DATAGRAM_HEADER_LEN;
             if let Some(flags) = buffer.get_mut(start) {
                 *flags = encode_datagram(offload.needs_checksum);
             }
-            link.send_datagram(pool.carve_frozen(buffer, start, HEADROOM + len), account)
+            let pending = pending(link, buffer, pool, start..HEADROOM + len, origin.account);
+            link.send_datagram(label, pending, origin.at);
         }
         _ => {
             let header = StreamHeader {
@@ -67,46 +89,69 @@ pub fn send(
             if let Some(place) = buffer.first_chunk_mut::<STREAM_HEADER_LEN>() {
                 *place = header.encode();
             }
-            link.send_stream(
-                flow_hash(headers),
-                pool.carve_frozen(buffer, 0, HEADROOM + len),
-                account,
-            )
+            let pending = pending(link, buffer, pool, 0..HEADROOM + len, origin.account);
+            link.send_stream(label, pending, origin.at);
         }
-    };
-    result.map_err(|QueueFull| DropReason::PeerQueueFull)
+    }
+    Ok(())
 }
 
-/// Whether all segments of a UDP super-packet fit datagrams, and the queue takes them all.
-fn fits_in_segments(headers: &Headers, gso: Gso, room: usize, link: &dyn PeerLink) -> bool {
+/// Takes a record out of the buffer.
+fn pending(
+    link: &dyn PeerLink,
+    buffer: &mut BytesMut,
+    pool: &mut BufferPool,
+    range: Range<usize>,
+    account: Option<u32>,
+) -> Pending {
+    let len = range.len();
+    if len <= COPY_WHEN_BACKLOGGED_BYTES && link.is_backlogged() {
+        let record = pool.copy(buffer.get(range).unwrap_or_default()).freeze();
+        return Pending {
+            record,
+            pinned: len,
+            account,
+        };
+    }
+    Pending {
+        record: pool.carve_frozen(buffer, range.start, range.end),
+        pinned: footprint(len),
+        account,
+    }
+}
+
+/// Whether all segments of a UDP super-packet fit datagrams.
+fn fits_in_segments(headers: &Headers, gso: Gso, room: usize) -> bool {
     let Some(payload) = headers.payload_offset() else {
         return false;
     };
     usize::from(payload) + usize::from(gso.size.get()) + DATAGRAM_HEADER_LEN <= room
-        && segment_count(headers, gso) <= link.datagram_slots()
 }
 
+/// A datagram for each segment. The packet is counted with the last one: as handed over or as
+/// dropped, whatever became of the others.
 fn send_segments(
     link: &mut dyn PeerLink,
     buffer: &BytesMut,
     pool: &mut BufferPool,
     headers: &Headers,
     gso: Gso,
-    account: Option<u32>,
+    (label, origin): (Label, Origin),
     scratch: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
     let packet = buffer.get(HEADROOM..).ok_or(DropReason::Truncated)?;
     let mut left = segment_count(headers, gso);
-    let mut result = Ok(());
     segment(packet, headers, gso, scratch, |segment| {
         left = left.saturating_sub(1);
         let record = pool.copy_parts(&[encode_datagram(false)], segment).freeze();
-        let account = account.filter(|_| left == 0);
-        if link.send_datagram(record, account).is_err() {
-            result = Err(DropReason::PeerQueueFull);
-        }
+        let pending = Pending {
+            pinned: record.len(),
+            record,
+            account: origin.account.filter(|_| left == 0),
+        };
+        link.send_datagram(label, pending, origin.at);
     })?;
-    result
+    Ok(())
 }
 
 /// A number that is the same for all packets of a flow. Fragments have no ports, so none of their

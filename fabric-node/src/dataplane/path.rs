@@ -19,13 +19,17 @@ use fabric_core::{
 use super::{
     deliver::{Content, DeliverScratch, deliver},
     joining::{Joining, Outlet},
-    outbound::{self, HEADROOM},
+    outbound::{self, HEADROOM, Origin},
     port::Port,
     published::Published,
 };
 use crate::{
     sys::tun::Tun,
-    tunnel::{buffers::BufferPool, endpoint::Endpoint, link::Received},
+    tunnel::{
+        buffers::BufferPool,
+        endpoint::Endpoint,
+        link::{OWN_PORT, Received},
+    },
 };
 
 /// What a packet passes through: everything but the endpoint, so that records can be taken from the
@@ -40,7 +44,7 @@ pub(super) struct Path {
     deliver: DeliverScratch,
     joining: Joining,
     /// Answers to packets of peers, sent when the endpoint is free again.
-    answers: Vec<(PeerId, Vec<u8>)>,
+    answers: Vec<(PeerId, Vec<u8>, Instant)>,
 }
 
 impl Default for Path {
@@ -101,6 +105,11 @@ impl Path {
             now,
             &mut self.reply,
         );
+        let origin = Origin {
+            port: from.id,
+            account: Some(headers.packet_len),
+            at: now,
+        };
         match verdict {
             Verdict::Deliver(to) => {
                 let packet = self.buffer.get(HEADROOM..).unwrap_or_default();
@@ -109,9 +118,9 @@ impl Path {
                 self.counters.record_delivered(Side::from(to), len);
                 Ok(())
             }
-            Verdict::Send(peer) => self.send(endpoint, peer, &headers, offload),
+            Verdict::Send(peer) => self.send(endpoint, peer, &headers, offload, origin),
             Verdict::Fragment(next_hop) => {
-                self.send_fragments(published, endpoint, next_hop, &headers, offload, len)
+                self.send_fragments(published, endpoint, next_hop, &headers, offload, origin)
             }
             Verdict::Answer => {
                 self.counters.record_answered();
@@ -129,6 +138,7 @@ impl Path {
         peer: PeerId,
         headers: &Headers,
         offload: Offload,
+        origin: Origin,
     ) -> Result<(), DropReason> {
         let link = endpoint
             .link(peer, outbound::flow_hash(headers))
@@ -140,7 +150,7 @@ impl Path {
             pool,
             headers,
             offload,
-            Some(headers.packet_len),
+            origin,
             &mut self.segments,
         )
     }
@@ -153,8 +163,9 @@ impl Path {
         next_hop: NextHop,
         headers: &Headers,
         offload: Offload,
-        len: usize,
+        origin: Origin,
     ) -> Result<(), DropReason> {
+        let len = headers.packet_len as usize;
         let mut whole = self
             .buffer
             .get(HEADROOM..HEADROOM + len)
@@ -173,7 +184,7 @@ impl Path {
                 fragments.push(fragment.to_vec());
             },
         )?;
-        let (count, whole_len) = (fragments.len(), headers.packet_len);
+        let count = fragments.len();
         for (index, bytes) in fragments.into_iter().enumerate() {
             let headers = parse(&bytes, bytes.len())?;
             let is_last = index + 1 == count;
@@ -193,8 +204,11 @@ impl Path {
                     }
                 }
                 NextHop::Peer(peer) => {
-                    let account = is_last.then_some(whole_len);
-                    self.send_bytes(endpoint, peer, &bytes, &headers, account)?;
+                    let origin = Origin {
+                        account: origin.account.filter(|_| is_last),
+                        ..origin
+                    };
+                    self.send_bytes(endpoint, peer, &bytes, &headers, origin)?;
                 }
                 NextHop::Unassigned => return Err(DropReason::NoSuchPod),
             }
@@ -280,7 +294,7 @@ impl Path {
             }
             Verdict::Answer => {
                 self.counters.record_answered();
-                self.answers.push((peer, self.reply.clone()));
+                self.answers.push((peer, self.reply.clone(), now));
                 Ok(())
             }
             Verdict::Drop(reason) => Err(reason),
@@ -300,10 +314,15 @@ impl Path {
 
     /// Sends the ICMP errors that packets of peers have earned.
     pub(super) fn send_answers(&mut self, endpoint: &mut Endpoint) {
-        for (peer, answer) in std::mem::take(&mut self.answers) {
+        for (peer, answer, at) in std::mem::take(&mut self.answers) {
             if let Ok(headers) = parse(&answer, answer.len()) {
                 // An answer that finds no way changes nothing about the packet's account.
-                let _ = self.send_bytes(endpoint, peer, &answer, &headers, None);
+                let origin = Origin {
+                    port: OWN_PORT,
+                    account: None,
+                    at,
+                };
+                let _ = self.send_bytes(endpoint, peer, &answer, &headers, origin);
             }
         }
     }
@@ -314,7 +333,7 @@ impl Path {
         peer: PeerId,
         bytes: &[u8],
         headers: &Headers,
-        account: Option<u32>,
+        origin: Origin,
     ) -> Result<(), DropReason> {
         let link = endpoint
             .link(peer, outbound::flow_hash(headers))
@@ -330,7 +349,7 @@ impl Path {
             pool,
             headers,
             Offload::NONE,
-            account,
+            origin,
             &mut self.segments,
         )
     }

@@ -356,8 +356,12 @@ impl Worker {
     fn publish_report(&mut self, now: Instant) {
         let accounts = self.endpoint.take_accounts();
         let counters = &mut self.path.counters;
-        counters.delivered_peers.packets += accounts.handed.packets;
-        counters.delivered_peers.bytes += accounts.handed.bytes;
+        let queues = accounts.queues;
+        counters.delivered_peers.packets += queues.handed.packets;
+        counters.delivered_peers.bytes += queues.handed.bytes;
+        counters.marked += queues.marked;
+        counters.record_dropped_many(DropReason::PeerQueueFull, queues.full);
+        counters.record_dropped_many(DropReason::PeerQueueAqm, queues.managed);
         for _ in 0..accounts.lost {
             counters.record_dropped(DropReason::PeerDisconnected);
         }

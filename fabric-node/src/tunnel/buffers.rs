@@ -18,6 +18,16 @@ const SMALL_AREA_BYTES: usize = 64 * 1024;
 /// the oldest is forgotten and freed when its last part is.
 const RETIRED_MAX: usize = 64;
 
+/// Memory that `len` bytes out of a [`BufferPool`] keep in use (bytes).
+#[must_use]
+pub fn footprint(len: usize) -> usize {
+    if len > COPY_BYTES_MAX {
+        BUFFER_BYTES
+    } else {
+        len
+    }
+}
+
 /// A worker's own pool; not shared between threads.
 #[derive(Debug, Default)]
 pub struct BufferPool {

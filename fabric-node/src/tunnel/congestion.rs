@@ -1,8 +1,9 @@
-//! A floor beneath the congestion window of any controller, and a ceiling on short paths.
+//! A floor beneath the congestion window of any controller, a ceiling on short paths, and a watch on
+//! who asks for it.
 //!
 //! Comes in: what acknowledgements and losses say. Goes out: a window between [`WINDOW_BYTES_MIN`] and
-//! what keeps the queue on the way short. Never done here: deciding how a window grows or shrinks by
-//! losses.
+//! what keeps the queue on the way short, and whether the engine has looked at it. Never done here:
+//! deciding how a window grows or shrinks by losses.
 //!
 //! **The floor.** A controller makes the window smaller with every loss and larger only when it is
 //! used up (RFC 9002 section 7.8). Between nodes that have little to say it only ever shrinks, to two
@@ -17,7 +18,10 @@
 
 use std::{
     any::Any,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -47,13 +51,43 @@ impl<F: ControllerFactory> ControllerFactory for Bounded<F> {
         Box::new(Between {
             inner: self.0.clone().build(now, current_mtu),
             ceiling: Ceiling::new(now),
+            watch: WindowWatch::default(),
         })
     }
 }
 
+/// Sees whether the engine has asked for the window of a connection.
+///
+/// The engine asks before each packet that needs room in the window, and only then. If it has asked
+/// and sent nothing, it has something to send and was held back, by the window or by pacing; if it
+/// has not asked, it has nothing. It tells so in no other way.
+#[derive(Clone, Debug, Default)]
+pub struct WindowWatch(Arc<AtomicBool>);
+
+impl WindowWatch {
+    /// The watch on a connection's controller; one that never sees anything if the controller was
+    /// not made here.
+    pub(super) fn of(controller: &dyn Controller) -> Self {
+        let between = controller.clone_box().into_any().downcast::<Between>();
+        between.map(|between| between.watch).unwrap_or_default()
+    }
+
+    /// Forgets what was seen.
+    pub(super) fn reset(&self) {
+        self.0.store(false, Relaxed);
+    }
+
+    /// Whether the window was asked for since.
+    pub(super) fn was_asked(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Used by one thread at a time; the watch is atomic because the engine wants controllers `Sync`.
 struct Between {
     inner: Box<dyn Controller>,
     ceiling: Ceiling,
+    watch: WindowWatch,
 }
 
 /// What the delay allows.
@@ -153,6 +187,7 @@ impl Controller for Between {
     }
 
     fn window(&self) -> u64 {
+        self.watch.0.store(true, Relaxed);
         self.ceiling
             .apply(self.inner.window())
             .max(WINDOW_BYTES_MIN)
@@ -168,6 +203,7 @@ impl Controller for Between {
         Box::new(Self {
             inner: self.inner.clone_box(),
             ceiling: self.ceiling.clone(),
+            watch: self.watch.clone(),
         })
     }
 
@@ -176,7 +212,7 @@ impl Controller for Between {
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self.inner.into_any()
+        self
     }
 }
 

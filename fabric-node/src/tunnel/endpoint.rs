@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use fabric_core::{counters::Tally, ids::PeerId};
+use fabric_core::ids::PeerId;
 use quinn_proto::{
     ConnectionEvent, ConnectionHandle, DatagramEvent, Incoming, ServerConfig, Transmit,
     crypto::rustls::QuicServerConfig,
@@ -33,6 +33,7 @@ use super::{
     dialer::ATTEMPT_MAX,
     link::{PeerLink, Received},
     membership::{Peer, PeerEntry},
+    queue::QueueAccounts,
     quic::{QuicLink, close},
     report::{LinkReport, PeerReport, PeerState, Throttle},
     secrets::Secrets,
@@ -79,8 +80,8 @@ pub struct EndpointContext {
 /// What became of packets in front of connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Accounts {
-    /// Taken by the engine.
-    pub handed: Tally,
+    /// Taken by the engine, dropped or marked on the way there.
+    pub queues: QueueAccounts,
     /// Lost because their connection ended while they waited.
     pub lost: u64,
     /// Records from peers that did not decode.
@@ -98,7 +99,7 @@ pub struct Endpoint {
     peers: BTreeMap<PeerId, PeerEntry>,
     dirty: Vec<usize>,
     scratch: Vec<u8>,
-    handed: Tally,
+    queues: QueueAccounts,
     lost: u64,
     bad_records: u64,
     workers_learned: bool,
@@ -198,7 +199,7 @@ impl Endpoint {
             peers: BTreeMap::new(),
             dirty: Vec::new(),
             scratch: Vec::with_capacity(SEND_BYTES_MAX + 2048),
-            handed: Tally::default(),
+            queues: QueueAccounts::default(),
             lost: 0,
             bad_records: 0,
             workers_learned: false,
@@ -380,12 +381,10 @@ impl Endpoint {
     /// What became of packets since the last call.
     pub fn take_accounts(&mut self) -> Accounts {
         for slot in self.links.iter_mut().flatten() {
-            let handed = slot.link.take_handed();
-            self.handed.packets += handed.packets;
-            self.handed.bytes += handed.bytes;
+            self.queues.add(slot.link.take_accounts());
         }
         Accounts {
-            handed: std::mem::take(&mut self.handed),
+            queues: std::mem::take(&mut self.queues),
             lost: std::mem::take(&mut self.lost),
             bad_records: std::mem::take(&mut self.bad_records),
         }

@@ -2,11 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use fabric_core::{counters::Tally, offload::Offload, record::RecordError};
+use fabric_core::{ids::PortId, offload::Offload, record::RecordError};
 use quinn_proto::Transmit;
 
-use super::framing::RecordAssembler;
+use super::{
+    framing::RecordAssembler,
+    queue::{Class, Pending, QueueAccounts},
+};
+
+/// The port of packets that this node itself made: no device has it.
+pub const OWN_PORT: PortId = PortId(u32::MAX);
+
+/// Whose record it is: what the queue sorts by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// The port that the packet came from, or [`OWN_PORT`]. Ports get equal shares.
+    pub port: PortId,
+    /// A number that all packets of one flow have. They keep their order.
+    pub flow: u32,
+    /// What the packet wants.
+    pub class: Class,
+}
 
 /// One authenticated connection to a peer, as the worker's loop drives it. No method blocks, none
 /// does I/O, none asks the time.
@@ -16,30 +32,20 @@ pub trait PeerLink {
 
     /// Queues a record that keeps its loss semantics. It must fit [`Self::datagram_room`].
     ///
-    /// `account` is the length of the packet that this record completes; `None` for all but the
-    /// last piece of a packet, and for packets that the node itself made.
-    ///
-    /// # Errors
-    ///
-    /// The queue is full; the record is handed back by being dropped, and the caller counts it.
-    fn send_datagram(&mut self, record: Bytes, account: Option<u32>) -> Result<(), QueueFull>;
+    /// `pending.account` is the length of the packet that the record completes; `None` for all but
+    /// the last piece of a packet, and for packets that the node itself made. A record that is
+    /// queued may still be dropped: [`Self::take_accounts`] tells.
+    fn send_datagram(&mut self, label: Label, pending: Pending, now: Instant);
 
-    /// Queues a record of any size on the stream that `flow` hashes to, in order within the flow.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::send_datagram`].
-    fn send_stream(
-        &mut self,
-        flow: u32,
-        record: Bytes,
-        account: Option<u32>,
-    ) -> Result<(), QueueFull>;
+    /// Queues a record of any size for a stream, in order within the flow. As above.
+    fn send_stream(&mut self, label: Label, pending: Pending, now: Instant);
 
-    /// Datagrams that can still be queued.
-    fn datagram_slots(&self) -> usize;
+    /// Whether so much waits that a record had better be copied than keep a buffer that is several
+    /// times as large.
+    fn is_backlogged(&self) -> bool;
 
-    /// Moves queued records into the engine as far as it takes them.
+    /// Moves into the engine what does not wait for its turn. Records do: [`Self::poll_transmit`]
+    /// takes them from the queue as fast as the engine can send.
     fn flush(&mut self);
 
     /// Hands every complete record that has arrived to `sink`.
@@ -49,7 +55,8 @@ pub trait PeerLink {
     /// The peer broke the framing: close the connection.
     fn receive(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError>;
 
-    /// The next batch of up to `segments_max` UDP payloads of equal size, written to `buffer`.
+    /// The next batch of up to `segments_max` UDP payloads of equal size, written to `buffer`, made
+    /// of what is queued.
     fn poll_transmit(
         &mut self,
         now: Instant,
@@ -66,8 +73,8 @@ pub trait PeerLink {
     /// Packets that wait in front of the engine, by the accounts they were queued with.
     fn queued(&self) -> u64;
 
-    /// Packets handed to the engine since the last call.
-    fn take_handed(&mut self) -> Tally;
+    /// What became of packets in the queue since the last call.
+    fn take_accounts(&mut self) -> QueueAccounts;
 
     /// Round-trip time, path MTU, losses.
     fn path(&self) -> PathReport;
@@ -92,10 +99,6 @@ pub enum Received<'a> {
         pieces: &'a RecordAssembler,
     },
 }
-
-/// The queue in front of a connection takes no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueFull;
 
 /// What a connection knows of its path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,25 +1,25 @@
 //! The engine: one quinn-proto connection, driven by hand.
 //!
 //! TCP super-packets ride on unidirectional streams, [`STREAM_BUCKETS`] of them; a flow keeps to one.
-//! Everything that fits rides in datagrams. The one bidirectional stream carries the hello.
+//! Everything that fits rides in datagrams. The one bidirectional stream carries the hello. Records
+//! wait in the queue, not in the engine: it is given more when it has sent what it has.
 
 use std::{net::SocketAddr, time::Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use fabric_core::{
-    counters::Tally,
-    record::{self, DATAGRAM_HEADER_LEN, RecordError, StreamHeader},
-};
+use fabric_core::record::{self, DATAGRAM_HEADER_LEN, RecordError, StreamHeader};
 use fabric_proto::hello::{HELLO_BYTES_MAX, Hello};
 use prost::Message;
-use quinn_proto::{
-    Connection, Dir, ReadableError, SendDatagramError, StreamId, Transmit, VarInt, WriteError,
-};
+use quinn_proto::{Connection, Dir, ReadableError, StreamId, Transmit, VarInt, WriteError};
 
 use super::{
+    congestion::WindowWatch,
     framing::{RecordAssembler, join_excess},
-    link::{PathReport, PeerLink, QueueFull, Received},
-    queue::{Pending, STREAM_BUCKETS, SendQueue, Taken},
+    link::{Label, PathReport, PeerLink, Received},
+    queue::{
+        Ahead, Engine, Lane, Pending, Portion, QueueAccounts, STREAM_BUCKETS,
+        STREAM_QUEUE_BYTES_MAX, SendQueue, Written,
+    },
 };
 
 /// Application error codes of a closed connection.
@@ -40,6 +40,8 @@ pub mod close {
 pub struct QuicLink {
     connection: Connection,
     queue: SendQueue,
+    ahead: Ahead,
+    window: WindowWatch,
     outbound: [Option<StreamId>; STREAM_BUCKETS],
     inbound: Vec<Inbound>,
     datagrams_waiting: bool,
@@ -65,8 +67,10 @@ impl QuicLink {
     #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self {
+            window: WindowWatch::of(connection.congestion_state()),
             connection,
             queue: SendQueue::default(),
+            ahead: Ahead::default(),
             outbound: [None; STREAM_BUCKETS],
             inbound: Vec::new(),
             datagrams_waiting: false,
@@ -214,55 +218,15 @@ impl QuicLink {
         }
     }
 
-    fn flush_streams(&mut self) {
-        for bucket in 0..STREAM_BUCKETS {
-            if !self.queue.has_stream(bucket) {
-                continue;
-            }
-            let id = match self.outbound[bucket] {
-                Some(id) => id,
-                None => match self.connection.streams().open(Dir::Uni) {
-                    Some(id) => *self.outbound[bucket].insert(id),
-                    None => continue,
-                },
-            };
-            let mut stream = self.connection.send_stream(id);
-            let mut ended = false;
-            self.queue.drain_bucket(bucket, |record| {
-                let before = record.len();
-                match stream.write_chunks(std::slice::from_mut(record)) {
-                    Ok(_) => before - record.len(),
-                    Err(WriteError::Blocked) => 0,
-                    Err(WriteError::Stopped(_) | WriteError::ClosedStream) => {
-                        ended = true;
-                        0
-                    }
-                }
-            });
-            if ended {
-                self.outbound[bucket] = None;
-            }
-        }
-    }
-
-    fn flush_datagrams(&mut self) {
-        let connection = &mut self.connection;
-        self.queue.drain_datagrams(|record| {
-            let mut datagrams = connection.datagrams();
-            let room = datagrams.max_size().unwrap_or(0);
-            if record.len() > room {
-                return Taken::OnStream(datagram_as_stream_record(&record));
-            }
-            match datagrams.send(record.clone(), false) {
-                Ok(()) => Taken::Yes,
-                Err(SendDatagramError::Blocked(record)) => Taken::Later(record),
-                Err(
-                    SendDatagramError::UnsupportedByPeer
-                    | SendDatagramError::Disabled
-                    | SendDatagramError::TooLarge,
-                ) => Taken::OnStream(datagram_as_stream_record(&record)),
-            }
-        });
+    /// Gives the engine up to `bytes` of what is queued; returns how many it took.
+    fn feed(&mut self, bytes: usize, piece: usize, now: Instant) -> usize {
+        let mut inside = Inside {
+            connection: &mut self.connection,
+            streams: &mut self.outbound,
+        };
+        let given = self.queue.serve(now, bytes, piece, &mut inside);
+        self.ahead.gave(given);
+        given
     }
 
     fn receive_datagrams(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError> {
@@ -325,27 +289,20 @@ impl PeerLink for QuicLink {
         self.connection.datagrams().max_size().unwrap_or(0)
     }
 
-    fn send_datagram(&mut self, record: Bytes, account: Option<u32>) -> Result<(), QueueFull> {
-        self.queue.push_datagram(Pending { record, account })
+    fn send_datagram(&mut self, label: Label, pending: Pending, now: Instant) {
+        self.queue.push(Lane::Datagram, label, pending, now);
     }
 
-    fn send_stream(
-        &mut self,
-        flow: u32,
-        record: Bytes,
-        account: Option<u32>,
-    ) -> Result<(), QueueFull> {
-        self.queue.push_stream(flow, Pending { record, account })
+    fn send_stream(&mut self, label: Label, pending: Pending, now: Instant) {
+        self.queue.push(Lane::Stream, label, pending, now);
     }
 
-    fn datagram_slots(&self) -> usize {
-        self.queue.datagram_slots()
+    fn is_backlogged(&self) -> bool {
+        self.queue.pinned() > STREAM_QUEUE_BYTES_MAX / 4
     }
 
     fn flush(&mut self) {
         self.flush_control();
-        self.flush_datagrams();
-        self.flush_streams();
     }
 
     fn receive(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError> {
@@ -359,7 +316,32 @@ impl PeerLink for QuicLink {
         segments_max: usize,
         buffer: &mut Vec<u8>,
     ) -> Option<Transmit> {
-        self.connection.poll_transmit(now, segments_max, buffer)
+        let mtu = usize::from(self.connection.current_mtu());
+        let batch = segments_max * mtu;
+        let (window, rtt) = (
+            self.connection.congestion_state().window(),
+            self.connection.rtt(),
+        );
+        let Portion { bytes, piece } = Portion::of(window, rtt, batch);
+        if !self.queue.is_empty() {
+            let wanted = self.ahead.wanted(bytes, mtu);
+            self.feed(wanted, piece, now);
+        }
+        loop {
+            self.window.reset();
+            if let Some(transmit) = self.connection.poll_transmit(now, segments_max, buffer) {
+                self.ahead.sent(transmit.size, mtu, batch);
+                return Some(transmit);
+            }
+            if self.window.was_asked() {
+                self.ahead.was_held();
+                return None;
+            }
+            self.ahead.ran_dry();
+            if self.feed(bytes, piece, now) == 0 {
+                return None;
+            }
+        }
     }
 
     fn poll_timeout(&mut self) -> Option<Instant> {
@@ -374,8 +356,8 @@ impl PeerLink for QuicLink {
         self.queue.queued()
     }
 
-    fn take_handed(&mut self) -> Tally {
-        self.queue.take_handed()
+    fn take_accounts(&mut self) -> QueueAccounts {
+        self.queue.take_accounts()
     }
 
     fn path(&self) -> PathReport {
@@ -385,6 +367,51 @@ impl PeerLink for QuicLink {
             mtu: path.current_mtu,
             lost_packets: path.lost_packets,
         }
+    }
+}
+
+/// The connection as the queue sees it.
+struct Inside<'a> {
+    connection: &'a mut Connection,
+    streams: &'a mut [Option<StreamId>; STREAM_BUCKETS],
+}
+
+impl Engine for Inside<'_> {
+    fn datagram_room(&mut self) -> usize {
+        self.connection.datagrams().max_size().unwrap_or(0)
+    }
+
+    fn take_datagram(&mut self, record: &Bytes) -> bool {
+        self.connection
+            .datagrams()
+            .send(record.clone(), false)
+            .is_ok()
+    }
+
+    fn take_stream(&mut self, bucket: usize, piece: &mut Bytes) -> Written {
+        let id = match self.streams[bucket] {
+            Some(id) => id,
+            None => match self.connection.streams().open(Dir::Uni) {
+                Some(id) => *self.streams[bucket].insert(id),
+                None => return Written::Bytes(0),
+            },
+        };
+        let written = self
+            .connection
+            .send_stream(id)
+            .write_chunks(std::slice::from_mut(piece));
+        match written {
+            Ok(written) => Written::Bytes(written.bytes),
+            Err(WriteError::Blocked) => Written::Bytes(0),
+            Err(WriteError::Stopped(_) | WriteError::ClosedStream) => {
+                self.streams[bucket] = None;
+                Written::Ended
+            }
+        }
+    }
+
+    fn as_stream_record(&mut self, record: &Bytes) -> Bytes {
+        datagram_as_stream_record(record)
     }
 }
 

@@ -13,7 +13,8 @@ use super::{congestion::Bounded, queue::STREAM_BUCKETS, secrets::Secrets};
 /// Bytes of streams in flight or waiting inside the engine, per connection.
 ///
 /// 2 MiB is the bandwidth-delay product of 4 Gbit/s and 4 ms; measured as the best value between 1
-/// and 4 MiB on a local underlay. It also bounds the delay that the tunnel itself can add.
+/// and 4 MiB on a local underlay. Almost all of it is in flight: what is not yet sent waits in our own
+/// queue.
 pub const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// Bytes of one stream that a peer may send ahead. A record is at most 64 KiB and is read at once.
 const STREAM_RECEIVE_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -22,8 +23,9 @@ const RECEIVE_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Congestion window at the start: an in-cluster path needs no slow start from 12 kB, and with
 /// large MTUs the default stalls.
 const INITIAL_WINDOW_BYTES: u64 = 1024 * 1024;
-/// Unsent datagram bytes inside the engine; the rest waits in our own queue, where it is counted.
-const DATAGRAM_SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Unsent datagram bytes inside the engine, with 32 bytes of its own for each; the rest waits in our
+/// own queue. Enough for what the engine is given at once, a send of the smallest datagrams.
+const DATAGRAM_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Received datagrams not yet taken. They are taken every turn; beyond it the oldest is lost.
 const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 /// First guess of the round-trip time: the first retransmission of a handshake comes after three

@@ -109,6 +109,7 @@ mod tests {
             delivered_peers: tally(8),
             answered: 1,
             queued: 1,
+            marked: 2,
             dropped: 3,
             conserved: true,
         };

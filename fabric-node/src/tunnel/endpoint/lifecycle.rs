@@ -280,11 +280,10 @@ impl Endpoint {
         let spread = self.context.boot_id.rotate_left(index as u32 % 64) ^ index as u64;
         let Some(slot) = self.slot(index) else { return };
         slot.stage = Stage::Closing;
-        let handed = slot.link.take_handed();
+        let accounts = slot.link.take_accounts();
         let lost = slot.link.discard_queue();
         let (peer, connection, dialled) = (slot.peer, slot.connection, slot.dialled);
-        self.handed.packets += handed.packets;
-        self.handed.bytes += handed.bytes;
+        self.queues.add(accounts);
         self.lost += lost;
         self.changed = true;
         let Some(entry) = peer.and_then(|peer| self.peers.get_mut(&peer)) else {

@@ -1,12 +1,22 @@
 //! Endpoints on loopback sockets, driven by hand and by a clock of the test's own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod queueing;
+
 use std::time::Duration;
 
 use bytes::Bytes;
+use fabric_core::ids::PortId;
 
 use super::*;
-use crate::{pki, tunnel::membership::PeerTarget};
+use crate::{
+    pki,
+    tunnel::{
+        link::Label,
+        membership::PeerTarget,
+        queue::{Class, Pending},
+    },
+};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Steps of the clock while packets are under way.
@@ -161,10 +171,19 @@ fn pass(endpoint: &mut Endpoint, now: &mut Instant, time: Duration) {
     turn(endpoint, *now);
 }
 
-fn send(endpoint: &mut Endpoint, byte: u8) {
+fn send(endpoint: &mut Endpoint, packet: &[u8], now: Instant) {
     let link = endpoint.link(PEER, 0).unwrap();
-    let record = Bytes::from(vec![0, byte]);
-    link.send_datagram(record, Some(1)).unwrap();
+    let label = Label {
+        port: PortId(1),
+        flow: 0,
+        class: Class::Latency,
+    };
+    let pending = Pending {
+        record: Bytes::from([&[0], packet].concat()),
+        pinned: 1 + packet.len(),
+        account: Some(packet.len() as u32),
+    };
+    link.send_datagram(label, pending, now);
 }
 
 /// A peer that falls silent is given up after the idle timeout, what waits for it is counted as
@@ -174,33 +193,29 @@ fn a_silent_peer_is_dialled_again() {
     let mut pair = Pair::connected();
     let _ = pair.a.take_accounts();
     let mut sent = 0;
-    while pair.a.queued() < 100 {
-        send(&mut pair.a, 0);
-        sent += 1;
-        // Nothing is acknowledged, so sooner or later the queue begins to grow.
-        if pair
-            .a
-            .links
-            .iter()
-            .flatten()
-            .any(|slot| slot.link.datagram_slots() == 0)
-        {
-            break;
+    // Nothing is acknowledged, so sooner or later the queue begins to grow.
+    while pair.a.queued() < 3000 {
+        for _ in 0..100 {
+            send(&mut pair.a, &[0; 1000], pair.now);
+            sent += 1;
         }
-        pair.a
-            .links
-            .iter_mut()
-            .flatten()
-            .for_each(|slot| slot.link.flush());
+        pair.a.transmit(pair.now);
     }
     pass(&mut pair.a, &mut pair.now, IDLE_TIMEOUT * 2);
     assert!(!is_connected(&pair.a));
     let accounts = pair.a.take_accounts();
-    assert_eq!(accounts.handed.packets + accounts.lost, sent);
+    let QueueAccounts {
+        handed,
+        full,
+        managed,
+        ..
+    } = accounts.queues;
+    assert!(accounts.lost > 0);
+    assert_eq!(handed.packets + full + managed + accounts.lost, sent);
     assert_eq!(pair.a.queued(), 0);
     // The other side has slept for as long.
     pair.run_until_connected(Duration::from_secs(5));
-    send(&mut pair.a, 7);
+    send(&mut pair.a, &[7], pair.now);
     pair.a.transmit(pair.now);
     assert_eq!(turn(&mut pair.b, pair.now), [[7]]);
 }
@@ -220,7 +235,7 @@ fn a_dialler_that_slept_comes_back() {
 fn a_restart_is_noticed_at_once() {
     let mut pair = Pair::connected();
     pair.kill_and_restart_b();
-    send(&mut pair.a, 1);
+    send(&mut pair.a, &[1], pair.now);
     pair.run_until_connected(Duration::from_secs(2));
 }
 

@@ -4,20 +4,23 @@
 //! time, CPU and memory of each system, as samples, medians and ratios. Never done here: judging
 //! absolute figures, which belong to one machine and one day; only ratios of one run are compared.
 //!
-//! [`system`] says who is measured, [`plan`] what, [`bed`] builds the two workers with every system on them,
-//! [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up and
-//! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
-//! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
+//! [`system`] says who is measured, [`measure`] what can be asked, [`plan`] who is asked what. [`bed`]
+//! builds the two workers with every system on them, [`runner`] measures in turns with [`iperf`],
+//! [`ping`] and [`usage`], [`report`] sums up with [`statistics`] and judges, [`check`] compares with
+//! the floors. [`wireguard`] is the peer, [`child`] how programs end. [`fabric`] is what the
+//! micro-benchmarks of `benches/benches` decide about.
 
 pub mod bed;
 pub mod check;
 pub mod child;
 pub mod fabric;
 pub mod iperf;
+pub mod measure;
 pub mod ping;
 pub mod plan;
 pub mod report;
 pub mod runner;
+pub mod statistics;
 pub mod system;
 pub mod usage;
 pub mod wireguard;

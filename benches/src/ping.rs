@@ -1,23 +1,30 @@
-//! Round-trip times, by ping, which takes the time of an answer from the kernel: a busy processor
-//! that lets ping wait does not count.
+//! Round-trip times: comes in an address and how often to ask it, goes out middle and tail of the
+//! times. The other end's kernel answers; [`echo`] sends and receives.
+//!
+//! Sent by a clock, not by the program ping: on a kernel of 100 ticks a second that one takes twice to
+//! three times as long as it is told to for pauses of 10 ms, and longer still beside a load.
 
-use std::{net::IpAddr, process::Command, time::Duration};
+mod echo;
 
-use anyhow::{Context as _, ensure};
-use fabric_node::{lab::command, sys::netns::Netns};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
+use anyhow::{Context as _, bail, ensure};
+use fabric_node::sys::netns::Netns;
+
+use self::echo::EchoSocket;
 use crate::statistics::{median, percentile};
 
-/// How long is waited for an answer; what a lost one counts as, so that loss is not hidden (s).
-const WAIT_SECONDS: u32 = 1;
-/// How long a measurement may take beyond the time it sends.
-const EXTRA_MAX: Duration = Duration::from_secs(15);
+/// How long is waited for the last answers; what a lost one counts as, so that loss is not hidden.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pings {
     /// How many.
-    pub count: u32,
+    pub count: u16,
     /// Between two of them (ms).
     pub interval_ms: u32,
 }
@@ -26,7 +33,12 @@ impl Pings {
     /// From the first to the last one.
     #[must_use]
     pub fn duration(self) -> Duration {
-        Duration::from_millis(u64::from(self.count.saturating_sub(1)) * u64::from(self.interval_ms))
+        self.due(self.count.saturating_sub(1))
+    }
+
+    /// From the first one to the one with this number.
+    fn due(self, number: u16) -> Duration {
+        Duration::from_millis(u64::from(number) * u64::from(self.interval_ms))
     }
 }
 
@@ -39,67 +51,56 @@ pub struct RoundTrip {
     pub p99_ms: f64,
 }
 
-/// Pings `address` from inside `netns`.
+/// Pings `address`, an IPv4 one, from inside `netns`.
 ///
 /// # Errors
 ///
-/// ping is missing, or more than half of its packets are not answered.
+/// The socket needs root; and more than half of the pings are not answered.
 pub fn measure(netns: &Netns, address: IpAddr, pings: Pings) -> anyhow::Result<RoundTrip> {
-    let interval_seconds = f64::from(pings.interval_ms) / 1000.0;
-    let mut ping = Command::new(command::find("ping").context("ping is not installed")?);
-    ping.env("LC_ALL", "C")
-        .args(["-n", "-c", &pings.count.to_string()])
-        .args(["-i", &interval_seconds.to_string()])
-        .args(["-W", &WAIT_SECONDS.to_string(), &address.to_string()]);
-    let limit = pings.duration() + EXTRA_MAX;
-    let answer = netns.run(move || command::run(ping, b"", limit))??;
-    let times = times_ms(&answer.stdout);
+    let IpAddr::V4(address) = address else {
+        bail!("{address} is pinged over IPv4 only");
+    };
+    let times = netns.run(move || times_ms(&mut EchoSocket::open(address)?, pings))??;
     ensure!(
-        times.len() * 2 >= pings.count as usize,
-        "{} of {} pings to {address} were answered: {}",
+        times.len() * 2 >= usize::from(pings.count),
+        "{} of {} pings to {address} were answered",
         times.len(),
         pings.count,
-        answer.last_line()
     );
     round_trip(times, pings.count).context("no pings")
 }
 
-fn round_trip(mut times_ms: Vec<f64>, sent: u32) -> Option<RoundTrip> {
-    let lost = f64::from(WAIT_SECONDS * 1000);
-    times_ms.resize(times_ms.len().max(sent as usize), lost);
+/// The times of all that were answered.
+fn times_ms(socket: &mut EchoSocket, pings: Pings) -> anyhow::Result<Vec<f64>> {
+    let mut times = Vec::with_capacity(pings.count.into());
+    let mut keep = |time: Duration| times.push(time.as_secs_f64() * 1000.0);
+    let start = Instant::now();
+    for number in 0..pings.count {
+        socket.receive_until(start + pings.due(number), &mut keep)?;
+        socket.send()?;
+    }
+    socket.receive_rest(Instant::now() + WAIT, &mut keep)?;
+    Ok(times)
+}
+
+fn round_trip(mut times_ms: Vec<f64>, sent: u16) -> Option<RoundTrip> {
+    let lost = WAIT.as_secs_f64() * 1000.0;
+    times_ms.resize(times_ms.len().max(sent.into()), lost);
     Some(RoundTrip {
         p50_ms: median(&times_ms)?,
         p99_ms: percentile(&times_ms, 99)?,
     })
 }
 
-fn times_ms(output: &str) -> Vec<f64> {
-    output
-        .lines()
-        .filter(|line| !line.ends_with("(DUP!)"))
-        .filter_map(|line| {
-            let (_, time) = line.split_once(" time=")?;
-            time.split_whitespace().next()?.parse().ok()
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::*;
+    use std::net::Ipv4Addr;
 
-    /// Times are taken from the first answer to each ping only.
-    #[test]
-    fn answers_are_read() {
-        let output = "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\
-            64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.051 ms\n\
-            64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=3.1 ms (DUP!)\n\
-            64 bytes from 10.0.0.1: icmp_seq=2 ttl=64 time=12 ms\n\
-            rtt min/avg/max/mdev = 0.051/6.0/12/1 ms\n";
-        assert_eq!(times_ms(output), [0.051, 12.0]);
-    }
+    use fabric_node::sys::netlink::Netlink;
+
+    use super::*;
 
     /// Two lost ones of 200 are beyond the 99th percentile, the third is it.
     #[test]
@@ -118,5 +119,39 @@ mod tests {
         };
         assert_eq!(pings(200).duration(), Duration::from_millis(1990));
         assert_eq!(pings(0).duration(), Duration::ZERO);
+    }
+
+    /// Every ping to an address of one's own is answered, within the time between the first being
+    /// sent and the end; none takes longer than that.
+    #[test]
+    fn own_addresses_answer() {
+        let netns = Netns::create().expect("this needs root");
+        netns
+            .run(|| Netlink::connect().unwrap().set_loopback_up().unwrap())
+            .unwrap();
+        let pings = Pings {
+            count: 20,
+            interval_ms: 2,
+        };
+        let start = Instant::now();
+        let times = netns.run(|| times_ms(&mut EchoSocket::open(Ipv4Addr::LOCALHOST)?, pings));
+        let (times, elapsed) = (times.unwrap().unwrap(), start.elapsed());
+        assert_eq!(times.len(), 20);
+        assert!(elapsed >= pings.duration());
+        let limit = elapsed.as_secs_f64() * 1000.0;
+        assert!(times.iter().all(|time| *time > 0.0 && *time < limit));
+    }
+
+    /// Where nobody answers, that is an error.
+    #[test]
+    fn silence_is_an_error() {
+        let netns = Netns::create().expect("this needs root");
+        let pings = Pings {
+            count: 2,
+            interval_ms: 1,
+        };
+        // No interface is up: there is no route even to itself.
+        let error = measure(&netns, Ipv4Addr::LOCALHOST.into(), pings).unwrap_err();
+        assert!(format!("{error:#}").contains("127.0.0.1"), "{error:#}");
     }
 }

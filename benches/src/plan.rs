@@ -20,8 +20,9 @@ const QUINN: &str = "quinn";
 
 /// A load runs this long before pings are sent beside it: queues and windows have grown by then.
 pub const RAMP: Duration = Duration::from_secs(1);
-/// A load runs this much longer than the pings beside it should take.
-const SLACK: Duration = Duration::from_secs(1);
+/// A load runs this much longer than pings are sent beside it: they wait a second for lost answers, and
+/// a busy processor makes them late.
+const SLACK: Duration = Duration::from_secs(2);
 /// What starting programs and saying goodbye adds to a measurement under load.
 const LOAD_OVERHEAD: Duration = Duration::from_millis(350);
 /// What it adds to pings.
@@ -198,27 +199,30 @@ mod tests {
         let rounded = |measure| duration(measure, 3).as_secs_f64().round();
         assert_eq!(rounded(Measure::TcpAcross16), 3.0);
         assert_eq!(rounded(Measure::Udp64), 3.0);
-        assert_eq!(rounded(Measure::RttBesideTcp), 4.0);
+        assert_eq!(rounded(Measure::RttBesideTcp), 5.0);
         assert_eq!(rounded(Measure::RttIdle), 2.0);
         assert_eq!(rounded(Measure::RttIdleSparse), 3.0);
     }
 
-    /// Everything with the default repetitions and twelve systems stays below 40 minutes: as many as
-    /// are here, and as if all that are not here answered what everyone is asked.
+    /// Everything takes less than 40 minutes with 5 repetitions of 3 s and twelve systems: those that
+    /// are here, and for each one that is not a contender that is asked what everyone is asked.
     #[test]
     fn a_run_stays_sensible() {
         let seconds = |cases: &[Case]| -> f64 {
             let each = cases.iter().map(|case| duration(case.measure, 3));
             each.sum::<Duration>().as_secs_f64()
         };
-        let of_one = cases()
-            .into_iter()
-            .filter(|case| case.system == System::WireguardGo)
-            .collect::<Vec<_>>();
-        let absent = 12 - System::ALL.len().min(12);
+        let mut of_one = cases();
+        of_one.retain(|case| {
+            case.system == System::Fabric && matches!(asked(case.measure), Asked::Everyone)
+        });
+        let absent = 12_usize.saturating_sub(System::ALL.len());
         let one_run = seconds(&cases())
             + seconds(&cases_with_another_mtu())
             + seconds(&of_one) * absent as f64;
-        assert!(5.0 * one_run < 40.0 * 60.0, "{one_run} s for a repetition");
+        assert!(
+            5.0 * one_run < 40.0 * 60.0,
+            "{one_run} s for one repetition"
+        );
     }
 }

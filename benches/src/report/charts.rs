@@ -158,7 +158,7 @@ impl Plan {
             .margin(MARGIN)
             .x_label_area_size(SCALE_HEIGHT)
             .y_label_area_size(NAMES_WIDTH)
-            .build_cartesian_2d(0.0..scale_end(&self.bars), (0..count).into_segmented())?;
+            .build_cartesian_2d(0.0..scale_end(&self.bars), (0..count - 1).into_segmented())?;
         chart
             .configure_mesh()
             .disable_y_mesh()

@@ -126,7 +126,7 @@ fn measures(samples: &Samples) -> String {
             "min..max",
             "vs wireguard-go",
             "vs veth",
-            "beside",
+            "also",
         ]
         .map(str::to_owned),
     ];
@@ -194,7 +194,7 @@ fn absences(part: &Part) -> String {
     for (case, failure) in part.samples.failed() {
         let _ = writeln!(
             text,
-            "\n{}, {}: failed {} times: {}",
+            "\n{}, {}: failed {}x: {}",
             case.measure.title(),
             case.system.title(),
             failure.times,
@@ -273,7 +273,7 @@ mod tests {
         for words in [
             "| 3.00",
             "2.00x",
-            "failed 1 times: timed out",
+            "failed 1x: timed out",
             "veth: missing: no driver",
             "MTU 9000\n",
             "Nothing was measured: no room",

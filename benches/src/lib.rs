@@ -1,8 +1,9 @@
 //! The side-by-side runner: fabric, wireguard-go and plain veth between the same two workers.
 //!
-//! Comes in: programs (the daemon, iperf3, ping, Go for the peer). Goes out: throughput, round-trip
-//! time, CPU and memory of each system, as samples, medians and ratios. Never done here: judging
-//! absolute figures, which belong to one machine and one day; only ratios of one run are compared.
+//! Comes in: programs (the daemon, iperf3, Go for the peer). Goes out: throughput, round-trip
+//! time, CPU and memory of each system, as samples, medians, ratios, charts, and verdicts on what the
+//! project has promised itself. Never done here: comparing figures of different runs, which belong to
+//! one machine and one day.
 //!
 //! [`system`] says who is measured, [`measure`] what can be asked, [`plan`] who is asked what. [`bed`]
 //! builds the two workers with every system on them, [`runner`] measures in turns with [`iperf`],

@@ -28,6 +28,8 @@ const SCALE_HEIGHT: u32 = 40;
 const MARGIN: u32 = 10;
 /// Space above and below a bar (pixels).
 const BAR_MARGIN: u32 = 6;
+/// Between a bar or its line and its number (pixels).
+const LABEL_GAP: i32 = 5;
 /// Part of the scale that stays free behind the longest bar, for its number.
 const FREE_SHARE: f64 = 0.15;
 /// Steps between two powers of ten at which a scale may end.
@@ -187,9 +189,10 @@ impl Plan {
             let line = [(spread.min, middle.clone()), (spread.max, middle.clone())];
             chart.draw_series([bar])?;
             chart.draw_series([PathElement::new(line, SPREAD_COLOUR.stroke_width(2))])?;
-            let label = format!(" {:.digits$}", spread.median);
+            let label = format!("{:.digits$}", spread.median);
             let behind = (spread.max.max(spread.median), middle);
-            chart.draw_series([Text::new(label, behind, number.clone())])?;
+            let label = Text::new(label, (LABEL_GAP, 0), number.clone());
+            chart.draw_series([EmptyElement::at(behind) + label])?;
         }
         Ok(())
     }
@@ -288,7 +291,7 @@ mod tests {
             panic!("{} charts", charts.len());
         };
         assert_eq!(chart.file, "tcp-across-rate.svg");
-        for words in ["fabric", "wireguard-go", " 3.00", "TCP across, 1 stream"] {
+        for words in ["fabric", "wireguard-go", "3.00", "TCP across, 1 stream"] {
             assert!(chart.svg.contains(words), "{words} in {}", chart.svg);
         }
         let width = |fill: &str| -> f64 {

@@ -11,8 +11,10 @@ pub mod markdown;
 pub mod samples;
 pub mod targets;
 
+use std::collections::BTreeMap;
+
 pub use self::samples::{Sample, Samples};
-use crate::bed::Missing;
+use crate::{bed::Missing, plan::System};
 
 /// Everything that a run found.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct Part {
     pub underlay_mtu: u32,
     /// All measurements.
     pub samples: Samples,
+    /// What ran as each system, where that is known.
+    pub versions: BTreeMap<System, String>,
     /// Systems that could not be built or started.
     pub missing: Vec<Missing>,
     /// Why there are no samples at all, where that is so.
@@ -51,8 +55,6 @@ pub struct Circumstances {
     pub processor: String,
     /// Processors.
     pub processors: usize,
-    /// Version of wireguard-go that is pinned.
-    pub wireguard_go: String,
 }
 
 impl Part {
@@ -62,6 +64,7 @@ impl Part {
         Self {
             underlay_mtu,
             samples: Samples::default(),
+            versions: BTreeMap::new(),
             missing: Vec::new(),
             unbuilt: None,
             rounds: 1,

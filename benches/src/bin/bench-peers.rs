@@ -2,6 +2,7 @@
 //! workers. Tables on standard output, progress on standard error, all forms of the report in files.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -172,6 +173,7 @@ fn measure_part(
 ) -> anyhow::Result<Part> {
     let bed = Bed::up(&bed_options(args, out, plan)?, progress, interrupt)?;
     let mut part = Part {
+        versions: versions(),
         missing: bed.missing().to_vec(),
         ..Part::new(plan.underlay_mtu)
     };
@@ -263,9 +265,17 @@ fn peers_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
 }
 
+fn versions() -> BTreeMap<System, String> {
+    let go_mod = fs::read_to_string(peers_folder().join("go.mod")).unwrap_or_default();
+    let version = pinned(&go_mod).map(str::to_owned);
+    version
+        .map(|version| (System::WireguardGo, version))
+        .into_iter()
+        .collect()
+}
+
 fn circumstances(plans: &[Plan]) -> anyhow::Result<Circumstances> {
     let first = plans.first().context("nothing is planned")?;
-    let go_mod = fs::read_to_string(peers_folder().join("go.mod")).unwrap_or_default();
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpus
         .lines()
@@ -279,6 +289,5 @@ fn circumstances(plans: &[Plan]) -> anyhow::Result<Circumstances> {
             .to_owned(),
         processor: processor.to_owned(),
         processors: std::thread::available_parallelism()?.get(),
-        wireguard_go: pinned(&go_mod).unwrap_or("not pinned").to_owned(),
     })
 }

@@ -17,7 +17,6 @@ pub fn document(report: &Report) -> Value {
         "kernel": circumstances.kernel,
         "processor": circumstances.processor,
         "processors": circumstances.processors,
-        "wireguardGo": circumstances.wireguard_go,
         "congestion": report.congestion(),
         "targets": targets::judge(report),
         "underlays": parts,
@@ -58,6 +57,7 @@ fn part(part: &Part) -> Value {
         "underlayMtu": part.underlay_mtu,
         "unbuilt": part.unbuilt,
         "rounds": part.rounds,
+        "versions": part.versions,
         "results": results,
         "memory": memory,
         "failed": failed,
@@ -102,6 +102,7 @@ mod tests {
         assert_eq!(part["results"][0]["system"], "fabric");
         assert_eq!(part["results"][0]["figure"], "gbitPerSecond");
         assert_eq!(part["results"][0]["median"], 3.0);
+        assert_eq!(part["versions"]["wireguard-go"], "v1.2.3");
         assert_eq!(part["missing"][0]["reason"], "no driver");
         assert_eq!(part["failed"][0]["measure"], "tcpAcross4");
         assert_eq!(json["targets"][0]["id"], "P1");

@@ -31,7 +31,7 @@ pub fn details(report: &Report) -> String {
     for part in &report.parts {
         let _ = writeln!(text, "## Every measure, MTU {}\n", part.underlay_mtu);
         text.push_str(&measures(&part.samples));
-        text.push_str(&absences(part));
+        text.push_str(&notices(part));
         text.push('\n');
     }
     text + &circumstances(report)
@@ -186,10 +186,18 @@ fn notes(samples: &Samples, Case { measure, system }: Case, figure: Figure) -> S
     notes.join(", ")
 }
 
-fn absences(part: &Part) -> String {
+/// Versions, and what there are no samples of.
+fn notices(part: &Part) -> String {
     let mut text = String::new();
     if let Some(reason) = &part.unbuilt {
         let _ = writeln!(text, "\nNothing was measured: {reason}");
+    }
+    if !part.versions.is_empty() {
+        let versions = part.versions.iter();
+        let versions: Vec<String> = versions
+            .map(|(system, version)| format!("{} {version}", system.title()))
+            .collect();
+        let _ = writeln!(text, "\n{}.", versions.join(", "));
     }
     for (case, failure) in part.samples.failed() {
         let _ = writeln!(
@@ -214,11 +222,10 @@ fn circumstances(report: &Report) -> String {
         kernel,
         processor,
         processors,
-        wireguard_go,
     } = &report.circumstances;
     format!(
         "{repetitions} repetitions in turns, {seconds} s each; TCP congestion control {}; Linux \
-         {kernel}; {processors} x {processor}; wireguard-go {wireguard_go}.\nfabric is measured \
+         {kernel}; {processors} x {processor}.\nfabric is measured \
          between pods, which is the longer way; all others between the workers' namespaces (same \
          node: between two namespaces).\nUDP is offered as fast as one sender can; it and the \
          receiver share the processors with the tunnel.\n",
@@ -278,6 +285,7 @@ mod tests {
             "MTU 9000\n",
             "Nothing was measured: no room",
             "cubic",
+            "wireguard-go v1.2.3.",
         ] {
             assert!(text.contains(words), "{words} in {text}");
         }

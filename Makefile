@@ -24,7 +24,9 @@ test-files = $(foreach dir,$(1),$(wildcard $(dir)/*.rs) $(patsubst %/main.rs,%.r
 test-names = $(sort $(basename $(notdir $(call test-files,$(1)))))
 NETNS_TESTS := $(filter-out fabric_command,$(call test-names,fabric-node/tests))
 LAB_TESTS := $(call test-names,tests/tests)
-UNIT_TESTS := $(filter-out $(NETNS_TESTS),$(call test-names,$(wildcard fabric-*/tests proto/tests benches/tests)))
+# They build and install what the product is compared with: only on demand.
+CONTENDER_TESTS := contenders
+UNIT_TESTS := $(filter-out $(NETNS_TESTS) $(CONTENDER_TESTS),$(call test-names,$(wildcard fabric-*/tests proto/tests benches/tests)))
 
 # What `make test` runs, in this order: what fails fastest comes first.
 TEST_STAGES := fmt-check lint doc build unit netns lab bench-check
@@ -37,10 +39,10 @@ BENCH_CHECK_ARGS ?= --check
 BENCH_PEERS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench bench-peers deny clean-lab
+	bench bench-peers bench-peers-check deny clean-lab
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## From a fresh machine to the proof: install, build, run `fabric lab demo`
 	@scripts/install-deps demo
@@ -89,10 +91,14 @@ bench-check: build ## Fail unless one TCP stream beats wireguard-go by the promi
 bench: ## Micro-benchmarks of the packet path
 	$(CARGO) bench $(LOCKED) -p fabric-benches
 
-bench-peers: build ## Side by side with wireguard-go and plain veth, on this machine; needs root
-	@scripts/install-deps test
+bench-peers: build ## Side by side with others, on this machine; needs root
+	@scripts/install-deps bench
 	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
+
+bench-peers-check: build ## Fail unless each of the others comes up and carries packets; needs root
+	@scripts/install-deps bench
+	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(CONTENDER_TESTS)) $(ONE_AT_A_TIME) --nocapture
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

@@ -1,7 +1,8 @@
-//! Two workers with every system on them: a lab, the peer in the lab's own worker namespaces over
-//! the same underlay, and a plain virtual cable between two namespaces of its own.
+//! Two workers with every system on them: a lab, the contenders in the lab's own worker namespaces
+//! over the same underlay, and a plain virtual cable between two namespaces of its own.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
 };
@@ -17,18 +18,20 @@ use fabric_node::{
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
+    contender::{
+        Contender, End, Site,
+        program::{self, Programs},
+    },
     iperf::Ends,
-    plan::{Measure, System},
-    wireguard::{End, Tunnel, program},
+    plan::Measure,
+    system::System,
 };
 
 /// Pods of each worker: a-1 and a-2 on one, b-1 on the other.
 const PODS: [usize; 2] = [2, 1];
-/// Addresses inside the peer's tunnel.
-const TUNNEL_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
 /// Addresses on the plain virtual cable.
 const CABLE_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 98, 0, 1), Ipv4Addr::new(10, 98, 0, 2)];
-/// Both are networks of this size.
+/// The cable, and each contender, is a network of this size.
 const PREFIX_LEN: u8 = 24;
 /// Interfaces at the ends of the cable.
 const CABLE_ENDS: [&str; 2] = ["cable-a", "cable-b"];
@@ -40,9 +43,9 @@ pub struct BedOptions {
     pub name: LabName,
     /// Folder of `fabric-node` and `fabric-cni`.
     pub bin_dir: PathBuf,
-    /// Folder of the peer's `go.mod`.
+    /// Folder of the `go.mod` files that pin contenders.
     pub peers: PathBuf,
-    /// Folder for the peer's program.
+    /// Folder for the contenders' programs that are built.
     pub peers_bin_dir: PathBuf,
     /// MTU of the underlay (bytes).
     pub underlay_mtu: u32,
@@ -62,8 +65,8 @@ pub struct Missing {
 /// Everything is up. Its end takes all of it down.
 #[derive(Debug)]
 pub struct Bed {
-    // Dropped in this order: the peer runs in namespaces that belong to the lab.
-    tunnel: Option<Tunnel>,
+    // Dropped in this order: contenders run in namespaces that belong to the lab.
+    contenders: BTreeMap<System, Contender>,
     cable: Option<[Netns; 2]>,
     workers: [Netns; 2],
     underlay: [IpAddr; 2],
@@ -96,20 +99,26 @@ impl Bed {
             interrupt,
         )?;
         let mut bed = Self::of(lab)?;
-        if options.systems.contains(&System::WireguardGo) {
-            progress.step("starting wireguard-go");
-            match bed.start_tunnel(options) {
-                Ok(tunnel) => bed.tunnel = Some(tunnel),
-                Err(error) => bed.miss(System::WireguardGo, &error),
+        let programs = Programs {
+            pins: options.peers.clone(),
+            built: options.peers_bin_dir.clone(),
+            own: options.bin_dir.clone(),
+        };
+        let wanted = |system: &System| options.systems.contains(system);
+        for system in System::ALL.into_iter().filter(wanted) {
+            let outcome = if system == System::Fabric {
+                Ok(())
+            } else if system == System::Veth {
+                lay_cable().map(|ends| bed.cable = Some(ends))
+            } else {
+                progress.step(&format!("setting up {}", system.title()));
+                bed.start(system, &programs, options.underlay_mtu)
+            };
+            interrupt.check()?;
+            if let Err(error) = outcome {
+                bed.miss(system, &error);
             }
         }
-        if options.systems.contains(&System::Veth) {
-            match lay_cable() {
-                Ok(ends) => bed.cable = Some(ends),
-                Err(error) => bed.miss(System::Veth, &error),
-            }
-        }
-        interrupt.check()?;
         Ok(bed)
     }
 
@@ -136,26 +145,37 @@ impl Bed {
         match (system, same_node) {
             (System::Fabric, false) => ends(pod_a1, pod_b1, address_b1),
             (System::Fabric, true) => ends(pod_a1, pod_a2, address_a2),
-            (System::WireguardGo, false) => {
-                self.tunnel.as_ref()?;
-                ends(worker_a, worker_b, TUNNEL_ADDRESSES[1].into())
-            }
-            (System::WireguardGo, true) => None,
             (System::Veth, false) => ends(worker_a, worker_b, self.underlay[1]),
             (System::Veth, true) => {
                 let [one, other] = self.cable.as_ref()?;
                 ends(one, other, CABLE_ADDRESSES[1].into())
             }
+            (contender, false) if self.contenders.contains_key(&contender) => {
+                ends(worker_a, worker_b, inner_address(contender, 1).into())
+            }
+            _ => None,
         }
     }
 
-    /// Processes that carry the packets of `system`.
+    /// Processes that carry the packets of `system`, both ends; none for what the kernel does and for
+    /// what is missing.
     #[must_use]
     pub fn pids(&self, system: System) -> Vec<u32> {
-        match system {
-            System::Fabric => self.daemons.clone(),
-            System::WireguardGo => self.tunnel.as_ref().map(Tunnel::pids).unwrap_or_default(),
-            System::Veth => Vec::new(),
+        match self.contenders.get(&system) {
+            Some(contender) => contender.pids(),
+            None if system == System::Fabric => self.daemons.clone(),
+            None => Vec::new(),
+        }
+    }
+
+    /// What runs as `system`: the version of a program, or the kernel; `None` for what is missing.
+    #[must_use]
+    pub fn version(&self, system: System) -> Option<String> {
+        match self.contenders.get(&system) {
+            Some(contender) => Some(contender.version().to_owned()),
+            None if system == System::Fabric => Some(env!("CARGO_PKG_VERSION").to_owned()),
+            None if system == System::Veth => program::kernel().ok(),
+            None => None,
         }
     }
 
@@ -178,7 +198,7 @@ impl Bed {
                 .context("a pod without an address")
         };
         Ok(Self {
-            tunnel: None,
+            contenders: BTreeMap::new(),
             cable: None,
             workers: [worker(0)?, worker(1)?],
             underlay: [underlay(0)?, underlay(1)?],
@@ -190,17 +210,29 @@ impl Bed {
         })
     }
 
-    fn start_tunnel(&self, options: &BedOptions) -> anyhow::Result<Tunnel> {
-        let program = program(&options.peers, &options.peers_bin_dir)?;
-        let end = |index: usize, letter: char| -> anyhow::Result<End<'_>> {
+    fn start(
+        &mut self,
+        system: System,
+        programs: &Programs,
+        underlay_mtu: u32,
+    ) -> anyhow::Result<()> {
+        let end = |index: usize| -> anyhow::Result<End<'_>> {
+            let letter = ["a", "b"][index];
             Ok(End {
                 netns: &self.workers[index],
-                ifname: format!("wgb{}{letter}", std::process::id()),
+                ifname: format!("peer{:x}-{}{letter}", system as u8, std::process::id()),
                 underlay: self.underlay[index],
-                inner: network(TUNNEL_ADDRESSES[index])?,
+                inner: network(inner_address(system, index as u8))?,
             })
         };
-        Tunnel::start(&program, &[end(0, 'a')?, end(1, 'b')?])
+        let site = Site {
+            ends: [end(0)?, end(1)?],
+            underlay_mtu,
+            programs,
+        };
+        let contender = Contender::start(system, &site)?;
+        self.contenders.insert(system, contender);
+        Ok(())
     }
 
     fn miss(&mut self, system: System, error: &anyhow::Error) {
@@ -209,6 +241,11 @@ impl Bed {
             reason: format!("{error:#}"),
         });
     }
+}
+
+/// Address of one end inside a contender's tunnel: each has a network of its own.
+fn inner_address(system: System, end: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, system as u8, end + 1)
 }
 
 /// A virtual cable between two new namespaces without names, with the kernel's defaults.

@@ -15,8 +15,6 @@ pub use crate::{
 pub const UNDERLAY_MTU_BYTES: u32 = 1500;
 /// MTU of an underlay with large frames (bytes).
 pub const JUMBO_MTU_BYTES: u32 = 9000;
-/// Title of the yardstick that is an asynchronous wrapper around QUIC.
-const QUINN: &str = "quinn";
 
 /// A load runs this long before pings are sent beside it: queues and windows have grown by then.
 pub const RAMP: Duration = Duration::from_secs(1);
@@ -106,7 +104,7 @@ impl Asked {
             Self::Everyone => true,
             Self::Leaders => {
                 let is_leader = matches!(system, System::Fabric | System::WireguardGo);
-                is_leader || !(system.encrypted() || system.title() == QUINN)
+                is_leader || !(system.encrypted() || system == System::Quinn)
             }
             Self::SameNode => matches!(system, System::Fabric | System::Veth),
         }

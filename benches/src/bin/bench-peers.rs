@@ -2,7 +2,6 @@
 //! workers. Tables on standard output, progress on standard error, all forms of the report in files.
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -20,7 +19,6 @@ use fabric_benches::{
     },
     report::{Circumstances, Part, Report, charts, json, markdown},
     runner::{RunOptions, in_words, run},
-    wireguard::pinned,
 };
 use fabric_node::lab::{Interrupt, LabName, Progress};
 
@@ -173,7 +171,10 @@ fn measure_part(
 ) -> anyhow::Result<Part> {
     let bed = Bed::up(&bed_options(args, out, plan)?, progress, interrupt)?;
     let mut part = Part {
-        versions: versions(),
+        versions: System::ALL
+            .into_iter()
+            .filter_map(|system| Some((system, bed.version(system)?)))
+            .collect(),
         missing: bed.missing().to_vec(),
         ..Part::new(plan.underlay_mtu)
     };
@@ -263,15 +264,6 @@ fn bed_options(args: &Args, out: &Path, plan: &Plan) -> anyhow::Result<BedOption
 /// The pins of the peers are part of the source tree that this program was built from.
 fn peers_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
-}
-
-fn versions() -> BTreeMap<System, String> {
-    let go_mod = fs::read_to_string(peers_folder().join("go.mod")).unwrap_or_default();
-    let version = pinned(&go_mod).map(str::to_owned);
-    version
-        .map(|version| (System::WireguardGo, version))
-        .into_iter()
-        .collect()
 }
 
 fn circumstances(plans: &[Plan]) -> anyhow::Result<Circumstances> {

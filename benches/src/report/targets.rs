@@ -96,12 +96,12 @@ struct Claim {
 enum Than {
     /// Nothing: the figure in its own unit.
     Nothing,
-    /// A quotient with the figure of the system with this title.
-    TimesOf(&'static str),
+    /// A quotient with the figure of this system.
+    TimesOf(System),
     /// A quotient with the figure of the best of all encrypted networks that somebody could pick.
     TimesOfBest,
-    /// A difference to the figure of the system with this title.
-    Above(&'static str),
+    /// A difference to the figure of this system.
+    Above(System),
 }
 
 #[derive(Clone, Copy)]
@@ -182,12 +182,11 @@ impl Target {
     fn read(&self, claim: Claim, report: &Report) -> Result<Reading, &'static str> {
         let value_of = |system: System| self.quantity.value(report, system);
         let own = value_of(System::Fabric).ok_or_else(|| System::Fabric.title())?;
-        let compared = |title: &'static str, compare: fn(f64, f64) -> f64| {
-            let other = System::ALL.into_iter().find(|one| one.title() == title);
-            let value = other.and_then(value_of).ok_or(title)?;
+        let compared = |other: System, compare: fn(f64, f64) -> f64| {
+            let value = value_of(other).ok_or_else(|| other.title())?;
             Ok(Reading {
                 value: compare(own, value),
-                other,
+                other: Some(other),
                 unmeasured: Vec::new(),
             })
         };
@@ -197,8 +196,8 @@ impl Target {
                 other: None,
                 unmeasured: Vec::new(),
             }),
-            Than::TimesOf(title) => compared(title, |own, other| own / other),
-            Than::Above(title) => compared(title, |own, other| own - other),
+            Than::TimesOf(other) => compared(other, |own, other| own / other),
+            Than::Above(other) => compared(other, |own, other| own - other),
             Than::TimesOfBest => {
                 let (measured, unmeasured): (Vec<System>, Vec<System>) = System::ALL
                     .into_iter()
@@ -269,9 +268,9 @@ impl Claim {
         };
         match self.than {
             Than::Nothing => format!("{sign} {bound} {unit}"),
-            Than::TimesOf(title) => format!("{sign} {bound}x {title}"),
+            Than::TimesOf(other) => format!("{sign} {bound}x {}", other.title()),
             Than::TimesOfBest => format!("{sign} {bound}x best encrypted peer"),
-            Than::Above(title) => format!("{sign} {bound} {unit} above {title}"),
+            Than::Above(other) => format!("{sign} {bound} {unit} above {}", other.title()),
         }
     }
 }

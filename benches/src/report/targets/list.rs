@@ -2,18 +2,18 @@
 //! one run; what must be kept decides whether a version is good enough, the aim is where it is headed.
 
 use super::{Bound, Claim, Quantity, Target, Than};
-use crate::plan::{Figure, JUMBO_MTU_BYTES, Measure, UNDERLAY_MTU_BYTES};
+use crate::plan::{Figure, JUMBO_MTU_BYTES, Measure, System, UNDERLAY_MTU_BYTES};
 
 /// The peer that most promises are about: the fastest encrypted userspace network.
-const WIREGUARD_GO: Than = Than::TimesOf("wireguard-go");
+const WIREGUARD_GO: Than = Than::TimesOf(System::WireguardGo);
 /// The peer with the lowest idle round-trip time.
-const BORINGTUN: Than = Than::TimesOf("boringtun-cli");
+const BORINGTUN: Than = Than::TimesOf(System::BoringtunCli);
 /// The yardstick that only encrypts: packets of a TUN, sealed, over UDP, to a TUN.
-const RELAY: Than = Than::TimesOf("relay");
+const RELAY: Than = Than::TimesOf(System::Relay);
 /// No tunnel at all.
-const VETH: Than = Than::TimesOf("veth");
+const VETH: Than = Than::TimesOf(System::Veth);
 /// The same, as a difference.
-const ABOVE_VETH: Than = Than::Above("veth");
+const ABOVE_VETH: Than = Than::Above(System::Veth);
 
 pub(super) fn targets() -> Vec<Target> {
     [throughput(), packets(), latency(), cost()]

@@ -44,7 +44,7 @@ fn verdict(target: &Target, values: &[(System, f64)]) -> Verdict {
     target.judge(&report(values)).verdict
 }
 
-const PEER: Than = Than::TimesOf("wireguard-go");
+const PEER: Than = Than::TimesOf(System::WireguardGo);
 
 /// From exactly the bound on a promise is kept; what must be kept comes before what is hoped for.
 #[test]
@@ -70,13 +70,22 @@ fn bounds_are_kept_from_their_value_on() {
 fn upper_bounds_differences_and_plain_figures() {
     let both = [(System::Fabric, 3.0), (System::Veth, 1.0)];
     let of = |than, bound| verdict(&target(claim(than, bound), &[]), &both);
-    assert_eq!(of(Than::TimesOf("veth"), Bound::AtMost(3.0)), Verdict::Must);
     assert_eq!(
-        of(Than::TimesOf("veth"), Bound::AtMost(2.9)),
+        of(Than::TimesOf(System::Veth), Bound::AtMost(3.0)),
+        Verdict::Must
+    );
+    assert_eq!(
+        of(Than::TimesOf(System::Veth), Bound::AtMost(2.9)),
         Verdict::Missed
     );
-    assert_eq!(of(Than::Above("veth"), Bound::AtMost(2.0)), Verdict::Must);
-    assert_eq!(of(Than::Above("veth"), Bound::AtMost(1.9)), Verdict::Missed);
+    assert_eq!(
+        of(Than::Above(System::Veth), Bound::AtMost(2.0)),
+        Verdict::Must
+    );
+    assert_eq!(
+        of(Than::Above(System::Veth), Bound::AtMost(1.9)),
+        Verdict::Missed
+    );
     assert_eq!(of(Than::Nothing, Bound::AtMost(3.0)), Verdict::Must);
     assert_eq!(of(Than::Nothing, Bound::AtLeast(3.1)), Verdict::Missed);
 }
@@ -91,7 +100,7 @@ fn what_is_missing_is_not_judged() {
     assert_eq!(alone.measured, "wireguard-go not measured");
     let with_aim = target(
         claim(Than::Nothing, Bound::AtLeast(1.0)),
-        &[claim(Than::TimesOf("nobody"), Bound::AtLeast(1.0))],
+        &[claim(Than::TimesOf(System::Relay), Bound::AtLeast(1.0))],
     );
     assert_eq!(verdict(&with_aim, &own), Verdict::MustAimUnknown);
     let nothing = with_aim.judge(&report(&[]));

@@ -224,7 +224,7 @@ fn circumstances(report: &Report) -> String {
         processors,
     } = &report.circumstances;
     format!(
-        "{repetitions} repetitions in turns, {seconds} s each; TCP congestion control {}; Linux \
+        "Repetitions in turns: {repetitions}, {seconds} s each; TCP congestion control {}; Linux \
          {kernel}; {processors} x {processor}.\nfabric is measured \
          between pods, which is the longer way; all others between the workers' namespaces (same \
          node: between two namespaces).\nUDP is offered as fast as one sender can; it and the \

@@ -131,7 +131,7 @@ impl Bed {
     /// Between whom `measure` runs on `system`; `None` where that makes no sense or is missing.
     #[must_use]
     pub fn ends(&self, system: System, measure: Measure) -> Option<Ends<'_>> {
-        let same_node = measure == Measure::TcpSameNode;
+        let same_node = measure.is_same_node();
         let [pod_a1, pod_a2, pod_b1] = &self.pods;
         let [_, address_a2, address_b1] = self.pod_addresses;
         let [worker_a, worker_b] = &self.workers;

@@ -52,7 +52,7 @@ pub fn check(samples: &Samples) -> Vec<Outcome> {
     ]
     .map(|(measure, other, min)| Outcome {
         what: format!("{}, fabric vs {}", measure.title(), other.title()),
-        ratio: samples.ratio(measure, System::Fabric, other),
+        ratio: samples.ratio(measure, measure.main_figure(), System::Fabric, other),
         min,
     })
     .to_vec()

@@ -1,14 +1,15 @@
 //! The side-by-side runner: fabric and what one would pick otherwise, between the same two workers.
 //!
-//! Comes in: programs (the daemon, iperf3, ping, Go and cargo for the contenders). Goes out: throughput, round-trip
-//! time, CPU and memory of each system, as samples, medians and ratios. Never done here: judging
-//! absolute figures, which belong to one machine and one day; only ratios of one run are compared.
+//! Comes in: programs (the daemon, iperf3, Go and cargo for the contenders). Goes out:
+//! throughput, round-trip time, CPU and memory of each system, as samples, medians, ratios, charts, and verdicts on what the
+//! project has promised itself. Never done here: comparing figures of different runs, which belong to
+//! one machine and one day.
 //!
-//! [`system`] says who is measured, [`plan`] what, [`bed`] builds the two workers with every system
-//! on them, [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up
-//! and [`check`] compares with the floors. [`contender`] is how others are set up, [`child`] how
-//! programs end.
-//! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
+//! [`system`] says who is measured, [`measure`] what can be asked, [`plan`] who is asked what. [`bed`]
+//! builds the two workers with every system on them, [`runner`] measures in turns with [`iperf`],
+//! [`ping`] and [`usage`], [`report`] sums up with [`statistics`] and judges, [`check`] compares with
+//! the floors. [`contender`] is how others are set up, [`child`] how programs end. [`fabric`] is what
+//! the micro-benchmarks of `benches/benches` decide about.
 
 pub mod bed;
 pub mod check;
@@ -17,11 +18,11 @@ pub mod contender;
 pub mod fabric;
 pub mod fair;
 pub mod iperf;
+pub mod measure;
 pub mod ping;
 pub mod plan;
 pub mod report;
 pub mod runner;
+pub mod statistics;
 pub mod system;
 pub mod usage;
-
-pub use contender::wireguard_go as wireguard;

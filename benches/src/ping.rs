@@ -1,63 +1,165 @@
-//! Round-trip times, by ping.
+//! Round-trip times: comes in an address and how often to ask it, goes out middle and tail of the
+//! times. The other end's kernel answers; [`echo`] sends and receives.
+//!
+//! Sent by a clock, not by the program ping: on a kernel of 100 ticks a second that one takes twice to
+//! three times as long as it is told to for pauses of 10 ms, and longer still beside a load.
 
-use std::{net::IpAddr, process::Command, time::Duration};
+mod echo;
 
-use anyhow::{Context as _, ensure};
-use fabric_node::{lab::command, sys::netns::Netns};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use crate::report::median;
+use anyhow::{Context as _, bail, ensure};
+use fabric_node::sys::netns::Netns;
 
-/// Packets of one measurement.
-const COUNT: usize = 100;
-/// Pause between two packets (seconds): long enough that everything has gone back to sleep.
-const INTERVAL_SECONDS: &str = "0.02";
-/// How long one measurement may take in all.
-const PING_MAX: Duration = Duration::from_secs(20);
+use self::echo::EchoSocket;
+use crate::statistics::{median, percentile};
 
-/// The median round-trip time to `address` (ms), measured inside `netns`.
+/// How long is waited for the last answers; what a lost one counts as, so that loss is not hidden.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pings {
+    /// How many.
+    pub count: u16,
+    /// Between two of them (ms).
+    pub interval_ms: u32,
+}
+
+impl Pings {
+    /// From the first to the last one.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        self.due(self.count.saturating_sub(1))
+    }
+
+    /// From the first one to the one with this number.
+    fn due(self, number: u16) -> Duration {
+        Duration::from_millis(u64::from(number) * u64::from(self.interval_ms))
+    }
+}
+
+/// What came back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundTrip {
+    /// Half took no longer (ms).
+    pub p50_ms: f64,
+    /// 99 of 100 took no longer (ms).
+    pub p99_ms: f64,
+}
+
+/// Pings `address`, an IPv4 one, from inside `netns`.
 ///
 /// # Errors
 ///
-/// ping is missing or has no answers.
-pub fn measure(netns: &Netns, address: IpAddr) -> anyhow::Result<f64> {
-    let mut ping = Command::new(command::find("ping").context("ping is not installed")?);
-    ping.env("LC_ALL", "C")
-        .args(["-n", "-c", &COUNT.to_string(), "-i", INTERVAL_SECONDS])
-        .args(["-W", "1", &address.to_string()]);
-    let answer = netns.run(move || command::run(ping, b"", PING_MAX))??;
-    let times = times_ms(&answer.stdout);
+/// The socket needs root; and more than half of the pings are not answered.
+pub fn measure(netns: &Netns, address: IpAddr, pings: Pings) -> anyhow::Result<RoundTrip> {
+    let times = answered_ms(netns, address, pings)?;
     ensure!(
-        times.len() >= COUNT / 2,
-        "{} of {COUNT} pings to {address} were answered: {}",
+        times.len() * 2 >= usize::from(pings.count),
+        "{} of {} pings to {address} were answered",
         times.len(),
-        answer.last_line()
+        pings.count,
     );
-    median(&times).context("no answers")
+    round_trip(times, pings.count).context("no pings")
 }
 
-/// The times (ms) in what ping printed, in the order of the answers.
-#[must_use]
-pub fn times_ms(output: &str) -> Vec<f64> {
-    output
-        .lines()
-        .filter_map(|line| {
-            let (_, time) = line.split_once(" time=")?;
-            time.split_whitespace().next()?.parse().ok()
-        })
-        .collect()
+/// The times (ms) of those pings to `address`, an IPv4 one, from inside `netns` that were answered.
+///
+/// # Errors
+///
+/// The socket needs root.
+pub fn answered_ms(netns: &Netns, address: IpAddr, pings: Pings) -> anyhow::Result<Vec<f64>> {
+    let IpAddr::V4(address) = address else {
+        bail!("{address} is pinged over IPv4 only");
+    };
+    netns.run(move || times_ms(&mut EchoSocket::open(address)?, pings))?
+}
+
+fn times_ms(socket: &mut EchoSocket, pings: Pings) -> anyhow::Result<Vec<f64>> {
+    let mut times = Vec::with_capacity(pings.count.into());
+    let mut keep = |time: Duration| times.push(time.as_secs_f64() * 1000.0);
+    let start = Instant::now();
+    for number in 0..pings.count {
+        socket.receive_until(start + pings.due(number), &mut keep)?;
+        socket.send()?;
+    }
+    socket.receive_rest(Instant::now() + WAIT, &mut keep)?;
+    Ok(times)
+}
+
+fn round_trip(mut times_ms: Vec<f64>, sent: u16) -> Option<RoundTrip> {
+    let lost = WAIT.as_secs_f64() * 1000.0;
+    times_ms.resize(times_ms.len().max(sent.into()), lost);
+    Some(RoundTrip {
+        p50_ms: median(&times_ms)?,
+        p99_ms: percentile(&times_ms, 99)?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+
+    use fabric_node::sys::netlink::Netlink;
+
     use super::*;
 
-    /// Times are taken from the lines of answers only.
+    /// Two lost ones of 200 are beyond the 99th percentile, the third is it.
     #[test]
-    fn answers_are_read() {
-        let output = "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\
-            64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.051 ms\n\
-            64 bytes from 10.0.0.1: icmp_seq=2 ttl=64 time=12 ms\n\
-            rtt min/avg/max/mdev = 0.051/6.0/12/1 ms\n";
-        assert_eq!(times_ms(output), [0.051, 12.0]);
+    fn lost_pings_count_as_slow_ones() {
+        let trip = |answered: usize| round_trip(vec![0.5; answered], 200).unwrap();
+        assert_eq!((trip(198).p50_ms, trip(198).p99_ms), (0.5, 0.5));
+        assert_eq!((trip(197).p50_ms, trip(197).p99_ms), (0.5, 1000.0));
+    }
+
+    /// Pauses are between pings, not behind the last one.
+    #[test]
+    fn the_duration_is_that_of_the_pauses() {
+        let pings = |count| Pings {
+            count,
+            interval_ms: 10,
+        };
+        assert_eq!(pings(200).duration(), Duration::from_millis(1990));
+        assert_eq!(pings(0).duration(), Duration::ZERO);
+    }
+
+    /// Every ping to an address of one's own is answered, within the time between the first being
+    /// sent and the end; none takes longer than that.
+    #[test]
+    fn own_addresses_answer() {
+        let netns = Netns::create().expect("this needs root");
+        netns
+            .run(|| Netlink::connect().unwrap().set_loopback_up().unwrap())
+            .unwrap();
+        let pings = Pings {
+            count: 20,
+            interval_ms: 2,
+        };
+        let start = Instant::now();
+        let times = netns.run(|| times_ms(&mut EchoSocket::open(Ipv4Addr::LOCALHOST)?, pings));
+        let (times, elapsed) = (times.unwrap().unwrap(), start.elapsed());
+        assert_eq!(times.len(), 20);
+        assert!(elapsed >= pings.duration());
+        let limit = elapsed.as_secs_f64() * 1000.0;
+        assert!(times.iter().all(|time| *time > 0.0 && *time < limit));
+    }
+
+    /// Where nobody answers, that is an error.
+    #[test]
+    fn silence_is_an_error() {
+        let netns = Netns::create().expect("this needs root");
+        let pings = Pings {
+            count: 2,
+            interval_ms: 1,
+        };
+        // No interface is up: there is no route even to itself.
+        let error = measure(&netns, Ipv4Addr::LOCALHOST.into(), pings).unwrap_err();
+        assert!(format!("{error:#}").contains("127.0.0.1"), "{error:#}");
     }
 }

@@ -6,6 +6,8 @@ use anyhow::Context as _;
 
 /// Clock ticks per second in `/proc/PID/stat`: fixed in the kernel's interface (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
+/// Written to `/proc/PID/clear_refs`, it makes the peak of resident memory start anew (proc(5)).
+const RESET_PEAK: &str = "5";
 
 /// User and system time of all threads of `pids` together (seconds).
 ///
@@ -22,17 +24,31 @@ pub fn cpu_seconds(pids: &[u32]) -> anyhow::Result<f64> {
     Ok(ticks as f64 / TICKS_PER_SECOND)
 }
 
-/// Resident memory of the largest of `pids` (MiB).
+/// Forgets how much memory `pids` have had resident before.
+///
+/// # Errors
+///
+/// One of them does not run any more, or the kernel does not offer it.
+pub fn reset_peak_rss(pids: &[u32]) -> anyhow::Result<()> {
+    for pid in pids {
+        let path = format!("/proc/{pid}/clear_refs");
+        fs::write(&path, RESET_PEAK).with_context(|| format!("cannot write {path}"))?;
+    }
+    Ok(())
+}
+
+/// The most memory that any one of `pids` has had resident since its start or the last
+/// [`reset_peak_rss`] (MiB). The kernel keeps it, so that no moment between two looks is missed.
 ///
 /// # Errors
 ///
 /// One of them does not run any more.
-pub fn rss_mib(pids: &[u32]) -> anyhow::Result<f64> {
+pub fn peak_rss_mib(pids: &[u32]) -> anyhow::Result<f64> {
     let mut largest = 0;
     for pid in pids {
         let path = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let kib = rss_kib(&status).with_context(|| format!("{path} is not as proc(5) says"))?;
+        let kib = peak_kib(&status).with_context(|| format!("{path} is not as proc(5) says"))?;
         largest = largest.max(kib);
     }
     Ok(largest as f64 / 1024.0)
@@ -47,16 +63,21 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-fn rss_kib(status: &str) -> Option<u64> {
+fn peak_kib(status: &str) -> Option<u64> {
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::{
+        io::{Read as _, Write as _},
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -73,7 +94,40 @@ mod tests {
     fn own_usage_is_readable() {
         let own = [std::process::id()];
         assert!(cpu_seconds(&own).unwrap() >= 0.0);
-        assert!(rss_mib(&own).unwrap() > 0.1);
-        assert_eq!(rss_kib("Name:\tx\nVmRSS:\t  2048 kB\n"), Some(2048));
+        assert!(peak_rss_mib(&own).unwrap() > 0.1);
+        assert_eq!(
+            peak_kib("VmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n"),
+            Some(2048)
+        );
+    }
+
+    /// Memory that was given back counts in the peak, until the peak is reset.
+    #[test]
+    fn a_peak_is_remembered_until_it_is_reset() {
+        // A shell fills a variable with 32 MiB, empties it, says so, and waits for a line.
+        let mut child = Command::new("/bin/sh")
+            .args([
+                "-c",
+                "x=$(head -c 33554432 /dev/zero | tr '\\0' a); x=; echo; read line",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut line)
+            .unwrap();
+        let pids = [child.id()];
+        let before = peak_rss_mib(&pids).unwrap();
+        reset_peak_rss(&pids).unwrap();
+        let after = peak_rss_mib(&pids).unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        child.wait().unwrap();
+        assert!(before > 32.0, "{before} MiB");
+        assert!(after < before / 2.0, "{after} of {before} MiB");
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use fabric_benches::{
     bed::{Bed, BedOptions},
-    iperf::{self, Ends, Load},
+    iperf::{self, Direction, Ends, TcpLoad},
     plan::Measure,
     system::System,
     usage,
@@ -159,14 +159,14 @@ fn carries_packets(system: System) -> anyhow::Result<()> {
     let pids = bed.pids(system);
     let before = usage::cpu_seconds(&pids)?;
     let mut line = format!("{} {version}:", system.title());
-    for reverse in [false, true] {
-        let load = Load {
+    for direction in [Direction::Forth, Direction::Back] {
+        let load = TcpLoad {
             streams: 1,
-            reverse,
+            direction,
             seconds: SECONDS,
             congestion: None,
         };
-        let transfer = iperf::measure(ends, load)?;
+        let transfer = iperf::tcp(ends, load)?;
         line += &format!(" {:.2} Gbit/s", transfer.gbit_per_second);
     }
     let used = usage::cpu_seconds(&pids)? - before;

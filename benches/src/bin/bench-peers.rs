@@ -1,50 +1,63 @@
-//! `bench-peers`: measures fabric beside wireguard-go and plain veth, in turns, between the same two
-//! workers. Table on standard output, progress on standard error, both forms of the report in files.
+//! `bench-peers`: measures fabric beside its peers and plain veth, in turns, between the same two
+//! workers. Tables on standard output, progress on standard error, all forms of the report in files.
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use fabric_benches::{
     bed::{Bed, BedOptions},
     check::{Outcome, check},
-    plan::{CASES, CHECKED, Case, System},
-    report::{Circumstances, Samples, to_json, to_markdown},
-    runner::{RunOptions, run},
-    wireguard::pinned,
+    plan::{
+        CHECKED, Case, JUMBO_MTU_BYTES, Measure, System, UNDERLAY_MTU_BYTES, cases,
+        cases_with_another_mtu,
+    },
+    report::{Circumstances, Part, Report, charts, json, markdown},
+    runner::{RunOptions, in_words, run},
 };
 use fabric_node::lab::{Interrupt, LabName, Progress};
 
-/// Measure fabric beside wireguard-go and plain veth, in turns, between the same two workers
+/// Length of one measurement under load (seconds).
+const SECONDS: u32 = 3;
+/// The same where only the floors are checked, which few samples decide.
+const CHECK_SECONDS: u32 = 5;
+/// Folder of the charts, beneath the one of the reports.
+const CHARTS_FOLDER: &str = "charts";
+
+/// Measure fabric beside its peers and plain veth, in turns, between the same two workers
 #[derive(Debug, Parser)]
 #[command(name = "bench-peers", version)]
 struct Args {
     /// Passes over everything that is measured
     #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     repetitions: u32,
-    /// Length of one TCP measurement
-    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
-    seconds: u32,
+    /// Length of one measurement of throughput [default: 3, with --check 5]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: Option<u32>,
     /// Only these systems
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SYSTEM,...")]
     only: Vec<System>,
+    /// Only these measures
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "MEASURE,...")]
+    measure: Vec<Measure>,
     /// Measure only what has a floor; exit 1 below a floor, after one more round to make sure
     #[arg(long)]
     check: bool,
-    /// Folder for the reports and for the peer's program
+    /// Folder for the reports and for the peers' programs
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
     /// TCP congestion control of the streams [default: the machine's]
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
-    /// MTU of the network between the workers, in bytes
-    #[arg(long, default_value_t = 1500, value_name = "BYTES")]
-    underlay_mtu: u32,
+    /// MTU of the network between the workers: everything over the first, a few measures over each
+    /// other one; with --check only the first
+    #[arg(long, value_delimiter = ',', value_name = "BYTES,...", default_values_t = [UNDERLAY_MTU_BYTES, JUMBO_MTU_BYTES])]
+    underlay_mtu: Vec<u32>,
     /// Folder of the programs fabric-node and fabric-cni [default: where this program is]
     #[arg(long, env = "FABRIC_BIN_DIR", value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -56,11 +69,40 @@ struct Args {
     quiet: bool,
 }
 
+/// What is measured over one underlay.
+struct Plan {
+    underlay_mtu: u32,
+    run: RunOptions,
+}
+
 impl Args {
-    fn cases(&self) -> Vec<Case> {
-        let all: &[Case] = if self.check { &CHECKED } else { &CASES };
-        let wanted = |case: &&Case| self.only.is_empty() || self.only.contains(&case.system);
-        all.iter().filter(wanted).copied().collect()
+    fn plans(&self) -> Vec<Plan> {
+        let seconds = if self.check { CHECK_SECONDS } else { SECONDS };
+        let wanted = |case: &Case| {
+            (self.only.is_empty() || self.only.contains(&case.system))
+                && (self.measure.is_empty() || self.measure.contains(&case.measure))
+        };
+        let plan = |underlay_mtu: u32, mut cases: Vec<Case>| {
+            cases.retain(wanted);
+            let run = RunOptions {
+                cases,
+                repetitions: self.repetitions,
+                seconds: self.seconds.unwrap_or(seconds),
+                congestion: self.congestion.clone(),
+            };
+            Plan { underlay_mtu, run }
+        };
+        let mut mtus = self.underlay_mtu.iter().copied();
+        let first = mtus.next().unwrap_or(UNDERLAY_MTU_BYTES);
+        let mut plans = match self.check {
+            true => vec![plan(first, CHECKED.to_vec())],
+            false => vec![plan(first, cases())],
+        };
+        if !self.check {
+            plans.extend(mtus.map(|mtu| plan(mtu, cases_with_another_mtu())));
+        }
+        plans.retain(|plan| !plan.run.cases.is_empty());
+        plans
     }
 }
 
@@ -68,7 +110,7 @@ fn main() -> ExitCode {
     match measure(&Args::parse()) {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -76,52 +118,129 @@ fn main() -> ExitCode {
 
 fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install()?;
-    let progress = Progress::new(args.quiet);
+    let plans = args.plans();
+    ensure!(
+        !plans.is_empty(),
+        "nothing to measure: no system of --only is asked a measure of --measure"
+    );
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let out = args.out.canonicalize()?;
-    let options = RunOptions {
-        cases: args.cases(),
-        repetitions: args.repetitions,
-        seconds: args.seconds,
-        congestion: args.congestion.clone(),
+    announce(args, &plans);
+    let progress = Progress::new(args.quiet);
+    let mut report = Report {
+        circumstances: circumstances(&plans)?,
+        parts: Vec::new(),
     };
-    let bed = Bed::up(&bed_options(args, &out, &options)?, &progress, &interrupt)?;
-    let mut samples = Samples::default();
-    run(&bed, &options, &mut samples, &progress, &interrupt)?;
-    let mut outcomes = check(&samples);
-    let mut rounds = 1;
-    if args.check && bed.missing().is_empty() && !outcomes.iter().all(Outcome::holds) {
-        progress.step("below a floor: everything once more, then the medians of both rounds");
-        run(&bed, &options, &mut samples, &progress, &interrupt)?;
-        outcomes = check(&samples);
-        rounds = 2;
+    for plan in &plans {
+        let part = match measure_part(args, &out, plan, &progress, &interrupt) {
+            Err(error) if !report.parts.is_empty() => {
+                interrupt.check()?;
+                Part::unbuilt(plan.underlay_mtu, format!("{error:#}"))
+            }
+            result => result?,
+        };
+        report.parts.push(part);
+        // After each part: what was measured stays when the next one is interrupted.
+        write(&report, args, &out)?;
     }
-    let circumstances = circumstances(args, rounds)?;
-    let text = to_markdown(&samples, bed.missing(), &circumstances);
-    let json = to_json(&samples, bed.missing(), &circumstances);
-    drop((bed, progress));
-    fs::write(out.join("peers.json"), serde_json::to_vec_pretty(&json)?)?;
-    fs::write(out.join("peers.md"), &text)?;
-    let mut stdout = std::io::stdout();
-    stdout.write_all(text.as_bytes())?;
-    if !args.check {
-        return Ok(ExitCode::SUCCESS);
-    }
-    if rounds > 1 {
-        writeln!(
-            stdout,
-            "The first round was below a floor; the medians are of both rounds together."
-        )?;
-    }
-    for outcome in &outcomes {
-        writeln!(stdout, "{}", outcome.line())?;
-    }
-    Ok(ExitCode::from(u8::from(
-        !outcomes.iter().all(Outcome::holds),
-    )))
+    drop(progress);
+    conclude(&report, args)
 }
 
-fn bed_options(args: &Args, out: &Path, options: &RunOptions) -> anyhow::Result<BedOptions> {
+fn announce(args: &Args, plans: &[Plan]) {
+    if args.quiet {
+        return;
+    }
+    let estimate = plans.iter().map(|plan| plan.run.estimate()).sum();
+    let cases: usize = plans.iter().map(|plan| plan.run.cases.len()).sum();
+    // A reader that has gone must not end the work half-way.
+    let _ = writeln!(
+        io::stderr(),
+        "{cases} cases, {} repetitions: about {}, and what it takes to build and start the systems",
+        args.repetitions,
+        in_words(estimate)
+    );
+}
+
+fn measure_part(
+    args: &Args,
+    out: &Path,
+    plan: &Plan,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Part> {
+    let bed = Bed::up(&bed_options(args, out, plan)?, progress, interrupt)?;
+    let mut part = Part {
+        versions: System::ALL
+            .into_iter()
+            .filter_map(|system| Some((system, bed.version(system)?)))
+            .collect(),
+        missing: bed.missing().to_vec(),
+        ..Part::new(plan.underlay_mtu)
+    };
+    run(&bed, &plan.run, &mut part.samples, progress, interrupt)?;
+    let holds = || check(&part.samples).iter().all(Outcome::holds);
+    if args.check && part.missing.is_empty() && !holds() {
+        progress.step("below a floor: everything once more, then the medians of both rounds");
+        run(&bed, &plan.run, &mut part.samples, progress, interrupt)?;
+        part.rounds += 1;
+    }
+    Ok(part)
+}
+
+/// Writes all forms of the report.
+fn write(report: &Report, args: &Args, out: &Path) -> anyhow::Result<()> {
+    let document = serde_json::to_vec_pretty(&json::document(report))?;
+    fs::write(out.join("peers.json"), document)?;
+    let mut text = tables(report, args);
+    if !args.check {
+        let charts = charts::draw(report)?;
+        let folder = out.join(CHARTS_FOLDER);
+        // Charts of an earlier run with other measures would pass for ones of this run.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir(&folder)?;
+        for chart in &charts {
+            fs::write(folder.join(&chart.file), &chart.svg)?;
+        }
+        text.push('\n');
+        text.push_str(&markdown::pictures(&charts, CHARTS_FOLDER));
+    }
+    fs::write(out.join("peers.md"), text)?;
+    Ok(())
+}
+
+fn tables(report: &Report, args: &Args) -> String {
+    if args.check {
+        markdown::details(report)
+    } else {
+        markdown::whole(report)
+    }
+}
+
+/// Prints the tables and, where asked for, the floors, which decide how the program ends.
+fn conclude(report: &Report, args: &Args) -> anyhow::Result<ExitCode> {
+    let mut stdout = io::stdout();
+    stdout.write_all(tables(report, args).as_bytes())?;
+    let mut good = report.parts.iter().all(|part| part.unbuilt.is_none());
+    if args.check {
+        let first = report.parts.first().context("nothing was measured")?;
+        if first.rounds > 1 {
+            writeln!(
+                stdout,
+                "The first round was below a floor; the medians are of both rounds together."
+            )?;
+        }
+        for outcome in check(&first.samples) {
+            writeln!(stdout, "{}", outcome.line())?;
+            good &= outcome.holds();
+        }
+    }
+    Ok(ExitCode::from(u8::from(!good)))
+}
+
+fn bed_options(args: &Args, out: &Path, plan: &Plan) -> anyhow::Result<BedOptions> {
     let bin_dir = match &args.bin_dir {
         Some(dir) => dir
             .canonicalize()
@@ -131,13 +250,14 @@ fn bed_options(args: &Args, out: &Path, options: &RunOptions) -> anyhow::Result<
             .context("this program is in no folder")?
             .to_owned(),
     };
+    let cases = plan.run.cases.iter();
     Ok(BedOptions {
         name: args.name.clone(),
         bin_dir,
         peers: peers_folder(),
         peers_bin_dir: out.join("bin"),
-        underlay_mtu: args.underlay_mtu,
-        systems: options.cases.iter().map(|case| case.system).collect(),
+        underlay_mtu: plan.underlay_mtu,
+        systems: cases.map(|case| case.system).collect(),
     })
 }
 
@@ -146,22 +266,20 @@ fn peers_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
 }
 
-fn circumstances(args: &Args, rounds: u32) -> anyhow::Result<Circumstances> {
-    let go_mod = fs::read_to_string(peers_folder().join("go.mod")).unwrap_or_default();
+fn circumstances(plans: &[Plan]) -> anyhow::Result<Circumstances> {
+    let first = plans.first().context("nothing is planned")?;
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpus
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map_or("unknown processor", |(_, name)| name.trim());
     Ok(Circumstances {
-        repetitions: args.repetitions * rounds,
-        seconds: args.seconds,
-        underlay_mtu: args.underlay_mtu,
+        repetitions: first.run.repetitions,
+        seconds: first.run.seconds,
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
             .trim()
             .to_owned(),
         processor: processor.to_owned(),
         processors: std::thread::available_parallelism()?.get(),
-        wireguard_go: pinned(&go_mod).unwrap_or("not pinned").to_owned(),
     })
 }

@@ -1,21 +1,18 @@
-//! Round-trip times one by one, by ping, while something else goes on.
+//! Round-trip times one by one, while something else goes on.
 
-use std::{net::IpAddr, process::Command, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use fabric_node::{lab::command, sys::netns::Netns};
+use fabric_node::sys::netns::Netns;
 use serde::Serialize;
 
-use crate::ping::times_ms;
+use crate::ping::{Pings, answered_ms};
 
 /// Pause between two packets (ms).
 pub const INTERVAL_MS: u32 = 10;
 /// How long an answer is waited for (ms): a packet without one counts as this slow, or losing the
 /// slowest would make the others look good.
 const ANSWER_MS_MAX: f64 = 1_000.0;
-/// How long ping may take beyond the time it sends.
-const EXTRA_MAX: Duration = Duration::from_secs(15);
-
 /// Where the times of one run lie (ms).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -36,25 +33,19 @@ pub struct Rtt {
 ///
 /// # Errors
 ///
-/// ping is missing, or none of its packets was answered.
+/// The socket needs root, or none of its packets was answered.
 pub fn measure(netns: &Netns, address: IpAddr, time: Duration) -> anyhow::Result<Rtt> {
-    let sent = (time.as_millis() / u128::from(INTERVAL_MS)) as usize;
-    let interval = format!("{:.3}", f64::from(INTERVAL_MS) / 1_000.0);
-    let mut ping = Command::new(command::find("ping").context("ping is not installed")?);
-    ping.env("LC_ALL", "C")
-        .args(["-n", "-c", &sent.to_string(), "-i", &interval])
-        .args([
-            "-W",
-            &(ANSWER_MS_MAX / 1_000.0).to_string(),
-            &address.to_string(),
-        ]);
-    let answer = netns.run(move || command::run(ping, b"", time + EXTRA_MAX))??;
-    let times = times_ms(&answer.stdout);
+    let sent = (time.as_millis() / u128::from(INTERVAL_MS)) as u16;
+    let pings = Pings {
+        count: sent,
+        interval_ms: INTERVAL_MS,
+    };
+    let sent = usize::from(sent);
+    let times = answered_ms(netns, address, pings)?;
     ensure!(
         !times.is_empty() && times.len() <= sent,
-        "{} of {sent} pings to {address} were answered: {}",
+        "{} of {sent} pings to {address} were answered",
         times.len(),
-        answer.last_line()
     );
     summed_up(sent, times).context("nothing was sent")
 }

@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 pub mod capture;
+pub mod child;
 pub mod netlink;
 pub mod netns;
 pub mod peer;
+pub mod tcp;
 pub mod tun;

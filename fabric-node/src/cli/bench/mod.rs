@@ -1,10 +1,12 @@
 //! `fabric bench`: how much and how fast between pods. Arguments in, a report out.
 //!
 //! [`args`] are checked, [`nodes`] are asked, [`pods`] are found; `pair` measures one pair with what
-//! [`crate::measure`] has, `report` and `plot` show it. `serve` is the other end for a client on
+//! [`crate::measure`] has, `kernel` reads what was
+//! lost inside of the pods, `report`, `show` and `plot` tell it. `serve` is the other end for a client on
 //! another machine. Never done here: anything to the daemon but questions.
 
 pub mod args;
+mod kernel;
 mod nodes;
 mod pair;
 mod plot;
@@ -12,6 +14,7 @@ mod pods;
 mod progress;
 mod report;
 mod serve;
+mod show;
 
 use std::{path::Path, process::ExitCode};
 

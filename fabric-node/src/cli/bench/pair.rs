@@ -14,6 +14,7 @@ use anyhow::{Context as _, anyhow, ensure};
 
 use super::{
     args::{BenchArgs, Meter},
+    kernel::Counters,
     nodes::{Nodes, Way},
     pods::PodAt,
     progress::Progress,
@@ -149,12 +150,15 @@ impl Pair {
         let (end, idle) = (Instant::now() + IDLE, &AtomicBool::new(false));
         report.rtt.idle = RoundTrips::new(stage.round_trips(idle, Duration::ZERO, end, progress));
         let phase = Duration::from_secs(seconds.into()) + AROUND;
-        let mut mark = nodes.mark();
+        let mut mark = (nodes.mark(), stage.counters(self));
         let mut account = |report: &mut Report, during: &str| {
-            let later = nodes.mark();
-            let (drops, unknown) = mark.until(&later, during);
+            let later = (nodes.mark(), stage.counters(self));
+            let (drops, unknown) = mark.0.until(&later.0, during);
             report.drops.extend(drops);
             report.drops_unknown.extend(unknown);
+            for ((pod, before), (_, after)) in mark.1.iter().zip(&later.1) {
+                report.kernel_drops.extend(before.until(after, pod, during));
+            }
             mark = later;
         };
         progress.phase("TCP", phase);
@@ -280,6 +284,16 @@ impl Stage {
         } else {
             "builtin"
         }
+    }
+
+    /// The kernel's counters in the pods that can be entered.
+    fn counters(&self, pair: &Pair) -> Vec<(String, Counters)> {
+        let of = |netns, pod: &PodAt| (pod.label(), Counters::read(netns, &pod.pod.ifname));
+        let mut counters = vec![of(&self.from, &pair.from)];
+        if let (Some(netns), Target::Pod(to)) = (&self.to, &pair.to) {
+            counters.push(of(netns, to));
+        }
+        counters
     }
 
     /// Runs a load.

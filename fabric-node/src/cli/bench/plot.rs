@@ -14,13 +14,18 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use super::report::{Report, ReportList, rate};
+use super::{
+    report::{Report, ReportList},
+    show::rate,
+};
 use crate::measure::result::Sum;
 
 /// Width of a picture of one pair (pixels).
 const WIDTH: u32 = 900;
 /// Height of each of its two charts (pixels).
 const CHART_HEIGHT: u32 = 300;
+/// Smallest width of a matrix (pixels): its title fits.
+const WIDTH_MIN: u32 = 480;
 /// Side of one cell of the matrix (pixels).
 const CELL: u32 = 96;
 /// Room for the names of pods beside and above the matrix (pixels).
@@ -94,9 +99,10 @@ pub(super) fn all(list: &ReportList) -> anyhow::Result<String> {
         }
     }
     let side = CELL * u32::try_from(names.len()).unwrap_or_default();
-    draw((NAMES + side + 20, NAMES + side + 20), |area| {
-        matrix(list, &names, area)
-    })
+    draw(
+        (WIDTH_MIN.max(NAMES + side + 20), NAMES + side + 20),
+        |area| matrix(list, &names, area),
+    )
 }
 
 fn draw(
@@ -161,7 +167,7 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, series: &[Line<'_>]) -> any
     let points = || series.iter().flat_map(|(points, _, _)| points.iter());
     let end = points().map(|(x, _)| *x).fold(1.0, f64::max);
     let top = points().map(|(_, y)| *y).fold(0.0, f64::max);
-    let top = if top > 0.0 { top * 1.1 } else { 1.0 };
+    let top = if top > 0.0 { top * 1.25 } else { 1.0 };
     let mut chart = ChartBuilder::on(area)
         .caption(caption, ("sans-serif", 18).into_font().color(&TEXT))
         .margin(14)
@@ -189,7 +195,7 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, series: &[Line<'_>]) -> any
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.8))
         .draw()
         .map_err(failed)

@@ -61,9 +61,11 @@ impl PodAt {
         if let Ok(address) = wanted.parse::<IpAddr>() {
             return self.addresses().any(|own| own == address);
         }
+        // A pod without a name is not meant by no name.
+        let is_named = |name: &str| !name.is_empty() && pod.name == name;
         match wanted.split_once('/') {
-            Some((namespace, name)) => pod.namespace == namespace && pod.name == name,
-            None => pod.name == wanted,
+            Some((namespace, name)) => pod.namespace == namespace && is_named(name),
+            None => is_named(wanted),
         }
     }
 

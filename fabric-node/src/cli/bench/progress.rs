@@ -39,7 +39,7 @@ impl Progress {
             ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(Some(milliseconds(length)), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:24.cyan} {percent:>3} % {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{bar:24.cyan} {percent:>3} % {wide_msg}") {
             bar.set_style(style);
         }
         Self {

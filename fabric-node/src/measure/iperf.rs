@@ -90,7 +90,7 @@ impl Server {
                 };
                 bail!(
                     "the iperf3 server does not listen on port {port}: {}",
-                    why.trim()
+                    one_line(&why)
                 )
             }
         }
@@ -101,6 +101,11 @@ impl Server {
     pub fn has_ended(&self) -> bool {
         self.0.has_ended()
     }
+}
+
+/// iperf3's words on one line.
+fn one_line(words: &str) -> String {
+    words.lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
 /// Tells once the server listens; disconnects where it ends before.
@@ -169,7 +174,7 @@ fn run(
             Ok(text) if text.trim().is_empty() => {
                 bail!(
                     "iperf3 answered nothing: {}",
-                    words.recv_timeout(LOOK).unwrap_or_default().trim()
+                    one_line(&words.recv_timeout(LOOK).unwrap_or_default())
                 )
             }
             Ok(text) => return Ok(text),

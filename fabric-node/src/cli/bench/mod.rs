@@ -35,7 +35,7 @@ use crate::{
     lab::Interrupt,
     terminal::{
         exit::{FAILED, Failure, USAGE},
-        output::{Output, age},
+        output::{Format, Output, age},
     },
 };
 
@@ -142,16 +142,21 @@ fn measure(
     let mut reports = Vec::new();
     for (number, pair) in pairs.iter().enumerate() {
         progress.pair(&pair.label(), number + 1, pairs.len());
-        match pair.measure(args, seconds, nodes, &progress) {
-            Ok(report) => {
-                for failure in report.failures() {
-                    progress.say(&format!("{}: {failure}", pair.label()));
-                }
-                reports.push(report);
-            }
+        let report = match pair.measure(args, seconds, nodes, &progress) {
+            Ok(report) => report,
             Err(_) if progress.is_interrupted() && !reports.is_empty() => break,
+            // One pair that cannot be measured does not end the run of all.
+            Err(error) if args.all && !progress.is_interrupted() => pair.failed(&error),
             Err(error) => return Err(error),
+        };
+        // The lines of one pair have the reasons in them; tables and programs' documents are not read
+        // so closely.
+        if args.all || !matches!(output.format, Format::Table | Format::Wide) {
+            for failure in report.failures() {
+                progress.say(&format!("{}: {failure}", pair.label()));
+            }
         }
+        reports.push(report);
     }
     Ok(reports)
 }

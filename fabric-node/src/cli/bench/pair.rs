@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 
 use super::{
     args::{BenchArgs, Meter},
@@ -101,11 +101,12 @@ impl Pair {
         IDLE + load * u32::try_from(args.udp.0.len() + 1).unwrap_or(1)
     }
 
-    /// Measures. A report that says what failed, where something did.
+    /// Measures. A report that says what failed, where a part did.
     ///
     /// # Errors
     ///
-    /// The user interrupted.
+    /// It did not come to a measurement: a namespace is gone, a port is taken, no server answers. Or
+    /// the user interrupted.
     pub(super) fn measure(
         &self,
         args: &BenchArgs,
@@ -113,20 +114,35 @@ impl Pair {
         nodes: &Nodes,
         progress: &Progress,
     ) -> anyhow::Result<Report> {
-        let mut report = Report {
+        let mut report = self.unmeasured();
+        let done = self.fill(&mut report, args, seconds, nodes, progress);
+        // What breaks because of an interruption failed for no reason of its own.
+        progress.check()?;
+        done.map(|()| report)
+    }
+
+    /// The report of a pair for which it did not come to a measurement.
+    pub(super) fn failed(&self, error: &anyhow::Error) -> Report {
+        Report {
+            tcp: Measurement::failed(error),
+            path: match &self.to {
+                Target::Pod(to) if to.node == self.from.node => Path::SameNode,
+                Target::Pod(_) => Path::Across,
+                Target::Server(_) => Path::Unknown,
+            },
+            ..self.unmeasured()
+        }
+    }
+
+    fn unmeasured(&self) -> Report {
+        Report {
             from: Member::of(&self.from, Some(self.source())),
             to: match &self.to {
                 Target::Pod(to) => Member::of(to, Some(self.address)),
                 Target::Server(_) => Member::server(self.address),
             },
             ..Report::default()
-        };
-        let done = self.fill(&mut report, args, seconds, nodes, progress);
-        progress.check()?;
-        if let Err(error) = done {
-            report.tcp = Measurement::failed(&error);
         }
-        Ok(report)
     }
 
     fn fill(
@@ -137,7 +153,7 @@ impl Pair {
         nodes: &Nodes,
         progress: &Progress,
     ) -> anyhow::Result<()> {
-        report.path = self.path(nodes, &mut report.to.node)?;
+        report.path = self.path(nodes, &mut report.to)?;
         let stage = Stage::set(self, args, progress)?;
         report.meter = stage.meter();
         let load = |protocol| Load {
@@ -155,7 +171,11 @@ impl Pair {
             let later = (nodes.mark(), stage.counters(self));
             let (drops, unknown) = mark.0.until(&later.0, during);
             report.drops.extend(drops);
-            report.drops_unknown.extend(unknown);
+            for node in unknown {
+                if !report.drops_unknown.contains(&node) {
+                    report.drops_unknown.push(node);
+                }
+            }
             for ((pod, before), (_, after)) in mark.1.iter().zip(&later.1) {
                 report.kernel_drops.extend(before.until(after, pod, during));
             }
@@ -188,28 +208,31 @@ impl Pair {
         own.unwrap_or(self.address)
     }
 
-    fn path(&self, nodes: &Nodes, target_node: &mut String) -> anyhow::Result<Path> {
-        let Target::Server(server) = &self.to else {
-            return Ok(if *target_node == self.from.node {
-                Path::SameNode
-            } else {
-                Path::Across
-            });
+    /// Whether a tunnel is in between; for a server elsewhere, also whose it is.
+    fn path(&self, nodes: &Nodes, to: &mut Member) -> anyhow::Result<Path> {
+        let server = match &self.to {
+            Target::Pod(pod) if pod.node == self.from.node => return Ok(Path::SameNode),
+            Target::Pod(_) => return Ok(Path::Across),
+            Target::Server(server) => server,
         };
         let way = nodes
             .way(&self.from.node, server.ip())
             .map_err(|failure| anyhow!("{failure}"))?;
-        Ok(match way {
+        match way {
             Way::Here => {
-                target_node.clone_from(&self.from.node);
-                Path::SameNode
+                to.node.clone_from(&self.from.node);
+                Ok(Path::SameNode)
             }
             Way::Node(name) => {
-                *target_node = name;
-                Path::Across
+                to.node = name;
+                Ok(Path::Across)
             }
-            Way::Nowhere => Path::Unknown,
-        })
+            Way::Nowhere => bail!(
+                "the daemon of {} has no route to {}: `fabric routes` lists those it has",
+                self.from.node,
+                server.ip()
+            ),
+        }
     }
 }
 
@@ -253,7 +276,7 @@ impl Stage {
                 "both are in the same network namespace"
             );
             let server = Server::start(&netns, meter_target, Greeting::new(false))
-                .context("another --port helps where somebody else uses it")?;
+                .map_err(with_port_hint)?;
             stage._server = Some(server);
             stage.to = Some(netns);
             return Ok(stage);
@@ -307,7 +330,8 @@ impl Stage {
         let start =
             |to| iperf::Server::start(program, to, Some(target.ip()), target.port(), Serve::Once);
         // Ends with this function, however the measurement did.
-        let _server = self.to.as_ref().map(start).transpose()?;
+        let server = self.to.as_ref().map(start).transpose();
+        let _server = server.map_err(with_port_hint)?;
         iperf::measure(program, &self.from, target, load, watch)
     }
 
@@ -351,6 +375,11 @@ impl Stage {
         self.from
             .run(|| rtt::measure(self.meter_target, self.method, &is_done, watch))?
     }
+}
+
+/// Tells what to do where a port is taken.
+pub(super) fn with_port_hint(error: anyhow::Error) -> anyhow::Error {
+    anyhow!("{error:#}; another --port helps where somebody else uses this one or the next")
 }
 
 /// iperf3, where it shall measure.

@@ -106,7 +106,7 @@ pub(super) enum Path {
     SameNode,
     /// From node to node.
     Across,
-    /// The daemon has no route to the address.
+    /// It did not come to that.
     #[default]
     Unknown,
 }
@@ -124,7 +124,7 @@ impl Path {
         match self {
             Self::SameNode => "on one node",
             Self::Across => "across nodes",
-            Self::Unknown => "unknown: the daemon has no route to the address",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -293,12 +293,20 @@ pub(super) mod tests {
                 packets: 30,
             }],
             drops_unknown: vec![],
-            kernel_drops: vec![KernelDrops {
-                pod: "default/web".to_owned(),
-                during: "udp-64".to_owned(),
-                counter: "tx_dropped",
-                packets: 9,
-            }],
+            kernel_drops: vec![
+                KernelDrops {
+                    pod: "default/web".to_owned(),
+                    during: "udp-64".to_owned(),
+                    counter: "tx_dropped",
+                    packets: 9,
+                },
+                KernelDrops {
+                    pod: "default/db".to_owned(),
+                    during: "udp-1200".to_owned(),
+                    counter: "RcvbufErrors",
+                    packets: 4,
+                },
+            ],
         }
     }
 

@@ -2,9 +2,13 @@
 
 use std::{net::SocketAddr, process::ExitCode, thread};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 
-use super::{args::BenchArgs, pair::program, pods::PodAt};
+use super::{
+    args::BenchArgs,
+    pair::{program, with_port_hint},
+    pods::PodAt,
+};
 use crate::{
     lab::Interrupt,
     measure::{
@@ -30,7 +34,7 @@ pub(super) fn run(pod: &PodAt, args: &BenchArgs, output: Output) -> anyhow::Resu
     let iperf = program
         .map(|program| iperf::Server::start(&program, &netns, None, args.port, Serve::On))
         .transpose()
-        .context("another --port helps where somebody else uses it")?;
+        .map_err(with_port_hint)?;
     let greeting = Greeting::new(iperf.is_some());
     let start = |address| {
         let address = SocketAddr::new(address, args.port + PORT_OFFSET);
@@ -39,7 +43,8 @@ pub(super) fn run(pod: &PodAt, args: &BenchArgs, output: Output) -> anyhow::Resu
     let meters = addresses
         .iter()
         .map(|address| start(*address))
-        .collect::<anyhow::Result<Vec<Server>>>()?;
+        .collect::<anyhow::Result<Vec<Server>>>()
+        .map_err(with_port_hint)?;
     let with = if iperf.is_some() {
         "iperf3 and the built-in meter"
     } else {

@@ -64,8 +64,8 @@ impl Report {
         }
         lines.push(("RTT-Idle".to_owned(), rtt_words(&self.rtt.idle, wide)));
         lines.push(("RTT-Loaded".to_owned(), rtt_words(&self.rtt.loaded, wide)));
-        lines.push(("Drops".to_owned(), self.drop_words()));
-        lines.push(("Kernel-Drops".to_owned(), self.kernel_drop_words()));
+        lines.extend(listed("Drops", self.drop_words()));
+        lines.extend(listed("Kernel-Drops", self.kernel_drop_words()));
         if wide {
             if let Some(cpu) = &self.tcp.end.cpu_utilization_percent {
                 let words = format!(
@@ -86,7 +86,7 @@ impl Report {
         lines
     }
 
-    fn drop_words(&self) -> String {
+    fn drop_words(&self) -> Vec<String> {
         let mut words: Vec<String> = self
             .drops
             .iter()
@@ -102,12 +102,11 @@ impl Report {
                 .iter()
                 .map(|node| format!("not known of {node}")),
         );
-        none_or(&words)
+        words
     }
 
-    fn kernel_drop_words(&self) -> String {
-        let words: Vec<String> = self
-            .kernel_drops
+    fn kernel_drop_words(&self) -> Vec<String> {
+        self.kernel_drops
             .iter()
             .map(|it| {
                 format!(
@@ -115,24 +114,25 @@ impl Report {
                     it.packets, it.counter, it.pod, it.during
                 )
             })
-            .collect();
-        none_or(&words)
+            .collect()
     }
 }
 
-fn none_or(words: &[String]) -> String {
+/// One line each, the first with the name; `0` for none.
+fn listed(name: &str, mut words: Vec<String>) -> Vec<(String, String)> {
     if words.is_empty() {
-        "0".to_owned()
-    } else {
-        words.join(", ")
+        words.push("0".to_owned());
     }
+    let names = std::iter::once(name.to_owned()).chain(std::iter::repeat(String::new()));
+    names.zip(words).collect()
 }
 
 impl Show for Report {
     fn show(&self, wide: bool) -> String {
         let mut text = String::new();
         for (name, value) in self.lines(wide) {
-            let _ = writeln!(text, "{:<17}{}", format!("{name}:"), printable(&value));
+            let name = if name.is_empty() { name } else { name + ":" };
+            let _ = writeln!(text, "{name:<17}{}", printable(&value));
         }
         text
     }
@@ -306,6 +306,7 @@ RTT-Idle:        p50 0.200 ms, p99 0.400 ms (2 of 3 answered, UDP echo)
 RTT-Loaded:      p50 1.500 ms, p99 3.000 ms (2 of 3 answered, UDP echo)
 Drops:           30 PEER_QUEUE_FULL on worker-a (udp-64)
 Kernel-Drops:    9 tx_dropped in default/web (udp-64)
+                 4 RcvbufErrors in default/db (udp-1200)
 ";
         assert_eq!(sample().show(false), expected);
         let wide = sample().show(true);

@@ -37,7 +37,7 @@ has the field names of iperf3: end.sum_received.bits_per_second is what arrived 
 #[command(after_help = AFTER_HELP)]
 pub struct BenchArgs {
     /// Two pods: NAME, NAMESPACE/NAME, container id or address; with --all the pods to take. The second
-    /// may be ADDRESS[:PORT] of `fabric bench --serve` or `iperf3 -s` on another machine
+    /// may be ADDRESS or ADDRESS:PORT of `fabric bench --serve` or `iperf3 -s` on another machine
     #[arg(value_name = "POD")]
     pub pods: Vec<String>,
     /// Measure all ordered pairs, of all pods or of those named

@@ -15,6 +15,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod lab;
+pub mod measure;
 pub mod node_id;
 pub mod pki;
 pub mod sys;

@@ -22,6 +22,7 @@ use crate::{
     },
 };
 
+pub mod bench;
 pub mod daemon;
 pub mod doctor;
 pub mod pki;
@@ -35,6 +36,7 @@ Examples:
   fabric status --wait            wait until the daemon is ready
   fabric peers -o wide            all peer nodes with their ranges and last error
   fabric drops                    which packets were dropped, and why
+  fabric bench web db             how fast it is from one pod to another
   fabric doctor                   what this machine lacks, and how to mend it
   fabric lab demo                 two workers on this machine, proven on real traffic
 
@@ -81,6 +83,8 @@ pub enum Command {
     Routes,
     /// Dropped packets by reason.
     Drops(daemon::DropsArgs),
+    /// Throughput, packets per second and round-trip times between pods.
+    Bench(bench::BenchArgs),
     /// What the kernel gives, what is used, what is missing and how to mend it.
     Doctor(doctor::DoctorArgs),
     /// The cluster's certificate authority.
@@ -170,6 +174,7 @@ fn run(cli: Cli, called: &OsStr) -> Result<ExitCode, Failure> {
         Command::Pods => daemon::pods(&cli.socket, output),
         Command::Routes => daemon::routes(&cli.socket, output),
         Command::Drops(args) => daemon::drops(&cli.socket, output, args),
+        Command::Bench(args) => bench::run(&args, &cli.socket, output),
         Command::Doctor(args) => doctor::run(&cli.socket, output, &args),
         Command::Pki(command) => pki::run(command, output),
         Command::Lab(args) => Ok(crate::lab::cli::run(args, output)?),

@@ -2,8 +2,10 @@
 #![allow(unsafe_code)]
 
 pub mod capture;
+pub mod child;
 pub mod netlink;
 pub mod netns;
 pub mod peer;
 pub mod sched;
+pub mod tcp;
 pub mod tun;

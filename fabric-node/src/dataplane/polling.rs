@@ -8,11 +8,16 @@
 //! after one to a pod often, too; how often is a habit of the traffic, and kept for each way. A way
 //! whose packets are not followed by others within [`LOOK_MAX`] is not waited for, so a thread with
 //! nothing to do sleeps, and one with a packet now and then spends at most [`LOOK_MAX`] on each.
+//!
+//! A turn with more than [`LIGHT_BYTES_MAX`] is bulk: there the processor is scarce, not the time of a
+//! single packet, and whoever fills the next batch needs it.
 
 use std::time::{Duration, Instant};
 
 /// Longest time to look on after a packet.
 pub(super) const LOOK_MAX: Duration = Duration::from_micros(400);
+/// What a request or an answer comes to, at most (bytes of a turn).
+const LIGHT_BYTES_MAX: u64 = 4 * 1024;
 /// A follower that came this late would still have been met: it includes the time to wake up.
 const FOLLOWS_WITHIN: Duration = Duration::from_micros(600);
 /// Upper end of a habit.
@@ -38,10 +43,12 @@ pub(super) struct Polling {
 }
 
 impl Polling {
-    /// Packets were worked on in the turn that began at `began` and ended at `ended`, the last of
-    /// them on `way`.
-    pub(super) fn worked(&mut self, way: Way, began: Instant, ended: Instant) {
-        if let Some((before, at)) = self.last.replace((way, ended)) {
+    /// Packets of `bytes` together were worked on in the turn that began at `began` and ended at
+    /// `ended`, the last of them on `way`.
+    pub(super) fn worked(&mut self, way: Way, bytes: u64, began: Instant, ended: Instant) {
+        if bytes > LIGHT_BYTES_MAX {
+            self.last = None;
+        } else if let Some((before, at)) = self.last.replace((way, ended)) {
             let habit = self.habit(before);
             *habit = if began.saturating_duration_since(at) <= FOLLOWS_WITHIN {
                 habit.saturating_add(1).min(HABIT_MAX)
@@ -82,13 +89,13 @@ mod tests {
         let mut polling = Polling::default();
         let mut now = Instant::now();
         for _ in 0..20 {
-            polling.worked(Way::Egress, now, now + TURN);
+            polling.worked(Way::Egress, 100, now, now + TURN);
             now += Duration::from_micros(150);
-            polling.worked(Way::Ingress, now, now + TURN);
+            polling.worked(Way::Ingress, 100, now, now + TURN);
             now += Duration::from_secs(1);
         }
         assert_eq!(polling.until(), None);
-        polling.worked(Way::Egress, now, now + TURN);
+        polling.worked(Way::Egress, 100, now, now + TURN);
         assert_eq!(polling.until(), Some(now + TURN + LOOK_MAX));
     }
 
@@ -98,14 +105,27 @@ mod tests {
         let mut polling = Polling::default();
         let mut now = Instant::now();
         for _ in 0..100 {
-            polling.worked(Way::Egress, now, now + TURN);
+            polling.worked(Way::Egress, 100, now, now + TURN);
             now += TURN;
         }
         assert!(polling.until().is_some());
         for _ in 0..4 {
             now += Duration::from_millis(1);
-            polling.worked(Way::Egress, now, now + TURN);
+            polling.worked(Way::Egress, 100, now, now + TURN);
         }
+        assert_eq!(polling.until(), None);
+    }
+
+    /// After bulk the thread sleeps at once, whatever came before.
+    #[test]
+    fn sleeps_after_bulk() {
+        let mut polling = Polling::default();
+        let now = Instant::now();
+        for _ in 0..100 {
+            polling.worked(Way::Egress, 100, now, now + TURN);
+        }
+        assert!(polling.until().is_some());
+        polling.worked(Way::Egress, 65_536, now, now + TURN);
         assert_eq!(polling.until(), None);
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use fabric_core::{
-    counters::Side,
+    counters::{Side, Tally},
     ids::{Generation, PortId},
     verdict::DropReason,
 };
@@ -139,26 +139,28 @@ impl Worker {
         self.endpoint.shut_down(Instant::now());
     }
 
-    /// Packets received from ports and from peers.
-    fn received(&self) -> (u64, u64) {
+    /// What has been received from ports, and from peers.
+    fn received(&self) -> [Tally; 2] {
         let counters = &self.path.counters;
-        (
-            counters.received_pods.packets + counters.received_host.packets,
-            counters.received_peers.packets,
-        )
+        let mut ports = counters.received_pods;
+        ports.packets += counters.received_host.packets;
+        ports.bytes += counters.received_host.bytes;
+        [ports, counters.received_peers]
     }
 
-    fn note_work(&mut self, before: (u64, u64), began: Instant) {
-        let (ports, peers) = self.received();
+    fn note_work(&mut self, before: [Tally; 2], began: Instant) {
+        let after = self.received();
         // Ports are read after the peers' records.
-        let way = if ports > before.0 {
+        let way = if after[0].packets > before[0].packets {
             Way::Egress
-        } else if peers > before.1 {
+        } else if after[1].packets > before[1].packets {
             Way::Ingress
         } else {
             return;
         };
-        self.polling.worked(way, began, Instant::now());
+        let bytes = |tallies: [Tally; 2]| tallies[0].bytes + tallies[1].bytes;
+        let bytes = bytes(after) - bytes(before);
+        self.polling.worked(way, bytes, began, Instant::now());
     }
 
     /// One pass over everything that may be ready.

@@ -8,6 +8,8 @@
 //! [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up and
 //! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
 //! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
+//!
+//! Beside it, [`yardstick`] has two relays to hold the fabric against.
 
 pub mod bed;
 pub mod check;
@@ -21,3 +23,4 @@ pub mod runner;
 pub mod system;
 pub mod usage;
 pub mod wireguard;
+pub mod yardstick;

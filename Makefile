@@ -35,9 +35,10 @@ BENCH_PEERS := $(TARGET_DIR)/debug/bench-peers
 BUILD_BENCH_PEERS := $(CARGO) build $(LOCKED) --workspace --bin bench-peers
 BENCH_CHECK_ARGS ?= --check
 BENCH_PEERS_ARGS ?=
+BENCH_LIMITS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench bench-peers deny clean-lab
+	bench bench-peers bench-limits deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +94,11 @@ bench-peers: build ## Side by side with wireguard-go and plain veth, on this mac
 	@scripts/install-deps test
 	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
+
+# Times lookups itself, so it is a release program.
+bench-limits: build ## Route lookup, ADD of a pod, idling, restart: each against its limit; needs root
+	$(CARGO) build $(LOCKED) --release -p fabric-benches --bin bench-limits
+	$(TARGET_DIR)/release/bench-limits $(BENCH_LIMITS_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

@@ -9,13 +9,15 @@
 //! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
 //! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
 //!
-//! Beside it, [`yardstick`] has two relays to hold the fabric against.
+//! Beside it, [`limits`] are figures that are compared with a limit and with nobody, and [`yardstick`]
+//! has two relays to hold the fabric against.
 
 pub mod bed;
 pub mod check;
 pub mod child;
 pub mod fabric;
 pub mod iperf;
+pub mod limits;
 pub mod ping;
 pub mod plan;
 pub mod report;

@@ -7,7 +7,7 @@
 //! [`system`] says who is measured, [`plan`] what, [`bed`] builds the two workers with every system on them,
 //! [`runner`] measures in turns with [`iperf`], [`ping`] and [`usage`], [`report`] sums up and
 //! [`check`] compares with the floors. [`wireguard`] is the peer, [`child`] how programs end.
-//! [`fabric`] is what the micro-benchmarks of `benches/benches` decide about.
+//! The micro-benchmarks of `benches/benches` decide about a [`fabric`], and share [`stages`].
 //!
 //! Beside it, [`limits`] are figures that are compared with a limit and with nobody, and [`yardstick`]
 //! has two relays to hold the fabric against.
@@ -22,6 +22,7 @@ pub mod ping;
 pub mod plan;
 pub mod report;
 pub mod runner;
+pub mod stages;
 pub mod system;
 pub mod usage;
 pub mod wireguard;

@@ -30,7 +30,9 @@ const RECORDS_MAX: usize = 44;
 /// Bytes of one send: the largest UDP payload less headers (RFC 768, RFC 791).
 const SEND_BYTES_MAX: usize = 65_507;
 /// Packets read from the device before the socket has its turn.
-const READS_MAX: usize = 16;
+const READS_MAX: usize = 64;
+/// Full sends before the socket has its turn.
+const SENDS_MAX: usize = 16;
 /// Calls that read the socket before the device has its turn.
 const RECEIVES_MAX: usize = 4;
 /// Messages of one such call, each with up to 64 records.
@@ -164,6 +166,7 @@ impl Relay {
     }
 
     fn read_device(&mut self) -> anyhow::Result<()> {
+        let mut sends = 0;
         for _ in 0..READS_MAX {
             match self.sealer.add(|vnet, packet| self.tun.read(vnet, packet)) {
                 Ok(()) => {}
@@ -172,6 +175,10 @@ impl Relay {
             }
             while self.sealer.is_full() {
                 self.send()?;
+                sends += 1;
+            }
+            if sends >= SENDS_MAX {
+                break;
             }
         }
         while !self.sealer.is_empty() {

@@ -40,9 +40,10 @@ BENCH_PEERS_ARGS ?=
 # Measured with the same programs, built in the same way: see `--help` of each.
 BENCH_FAIR_ARGS ?=
 SOAK_ARGS ?=
+BENCH_LIMITS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench bench-peers bench-peers-check bench-fair soak deny clean-lab
+	bench yardstick bench-peers bench-peers-check bench-fair bench-limits soak deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -94,12 +95,16 @@ bench-check: build ## Fail unless one TCP stream beats wireguard-go by the promi
 bench: ## Micro-benchmarks of the packet path
 	$(CARGO) bench $(LOCKED) -p fabric-benches
 
-bench-peers: build ## Side by side with others, on this machine; needs root
+# The yardsticks are measured, so they are a release program.
+yardstick:
+	$(CARGO) build $(LOCKED) --release -p fabric-benches --bin yardstick
+
+bench-peers: build yardstick ## Side by side with others, on this machine; needs root
 	@scripts/install-deps bench
 	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
 
-bench-peers-check: build ## Fail unless each of the others comes up and carries packets; needs root
+bench-peers-check: build yardstick ## Fail unless each of the others comes up and carries packets; needs root
 	@scripts/install-deps bench
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(CONTENDER_TESTS)) $(ONE_AT_A_TIME) --nocapture
 
@@ -110,6 +115,11 @@ bench-fair: build ## Shares of four pods that send at once, and a ping beside th
 soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an hour; needs root
 	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair
 	$(TARGET_DIR)/debug/soak $(SOAK_ARGS)
+
+# Times lookups itself, so it is a release program.
+bench-limits: build ## Route lookup, ADD of a pod, idling, restart: each against its limit; needs root
+	$(CARGO) build $(LOCKED) --release -p fabric-benches --bin bench-limits
+	$(TARGET_DIR)/release/bench-limits $(BENCH_LIMITS_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

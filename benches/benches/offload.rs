@@ -85,6 +85,9 @@ fn framing(criterion: &mut Criterion) {
     group.bench_function("stream-decode", |bencher| {
         bencher.iter(|| StreamHeader::decode(black_box(encoded)));
     });
+    group.bench_function("datagram-encode", |bencher| {
+        bencher.iter(|| encode_datagram(black_box(true)));
+    });
     group.bench_function("datagram-decode", |bencher| {
         bencher.iter(|| decode_datagram(black_box(&datagram)).is_ok());
     });

@@ -8,8 +8,11 @@
 //! [`system`] says who is measured, [`measure`] what can be asked, [`plan`] who is asked what. [`bed`]
 //! builds the two workers with every system on them, [`runner`] measures in turns with [`iperf`],
 //! [`ping`] and [`usage`], [`report`] sums up with [`statistics`] and judges, [`check`] compares with
-//! the floors. [`contender`] is how others are set up, [`child`] how programs end. [`fabric`] is what
-//! the micro-benchmarks of `benches/benches` decide about.
+//! the floors. [`contender`] is how others are set up, [`child`] how programs end. The
+//! micro-benchmarks of `benches/benches` decide about a [`fabric`], and share [`stages`].
+//!
+//! Beside it, [`limits`] are figures that are compared with a limit and with nobody, [`fair`] is how
+//! four pods share a node, and [`yardstick`] has two relays to hold the fabric against.
 
 pub mod bed;
 pub mod check;
@@ -18,11 +21,14 @@ pub mod contender;
 pub mod fabric;
 pub mod fair;
 pub mod iperf;
+pub mod limits;
 pub mod measure;
 pub mod ping;
 pub mod plan;
 pub mod report;
 pub mod runner;
+pub mod stages;
 pub mod statistics;
 pub mod system;
 pub mod usage;
+pub mod yardstick;

@@ -13,8 +13,8 @@ use super::{
     rtt::{self, Rtt},
 };
 use crate::{
-    iperf::{self, Ends, Load},
-    report::median,
+    iperf::{self, Direction, Ends, TcpLoad},
+    statistics::median,
 };
 
 /// Pods that send at once.
@@ -142,9 +142,9 @@ impl Pairs {
         seconds: u32,
         congestion: Option<&str>,
     ) -> anyhow::Result<(Vec<f64>, Rtt)> {
-        let load = Load {
+        let load = TcpLoad {
             streams: 1,
-            reverse: false,
+            direction: Direction::Forth,
             seconds,
             congestion,
         };
@@ -160,7 +160,7 @@ impl Pairs {
         thread::scope(|scope| {
             let streams: Vec<_> = ends
                 .into_iter()
-                .map(|ends| scope.spawn(move || iperf::measure(ends, load)))
+                .map(|ends| scope.spawn(move || iperf::tcp(ends, load)))
                 .collect();
             thread::sleep(Duration::from_millis(MARGIN_MS / 2));
             let rtt = rtt::measure(ping.client, ping.address, ping_time)?;

@@ -378,3 +378,6 @@ fn write_own(tun: &Tun, packet: &[u8], scratch: &mut DeliverScratch) -> Result<(
         scratch,
     )
 }
+
+#[cfg(test)]
+mod allocation_tests;

@@ -16,6 +16,7 @@ pub mod control;
 pub mod dataplane;
 pub mod lab;
 pub mod node_id;
+pub mod offloads;
 pub mod pki;
 pub mod sys;
 pub mod terminal;

@@ -6,3 +6,4 @@ pub mod netlink;
 pub mod netns;
 pub mod peer;
 pub mod tun;
+pub mod udp;

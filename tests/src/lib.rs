@@ -5,11 +5,13 @@
 pub mod account;
 pub mod eventually;
 pub mod machine;
+pub mod matrix;
 pub mod operator;
 pub mod plugin;
 pub mod probe;
 pub mod sim;
 pub mod sources;
 pub mod stage;
+pub mod stream;
 pub mod trace;
 pub mod traffic;

@@ -95,6 +95,12 @@ impl Offloads {
         }
     }
 
+    /// Whether nothing is off.
+    #[must_use]
+    pub fn are_all(&self) -> bool {
+        *self == Self::ALL
+    }
+
     /// Whether `offload` is asked for.
     #[must_use]
     pub fn has(self, offload: Offload) -> bool {

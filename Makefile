@@ -35,9 +35,10 @@ BENCH_PEERS := $(TARGET_DIR)/debug/bench-peers
 BUILD_BENCH_PEERS := $(CARGO) build $(LOCKED) --workspace --bin bench-peers
 BENCH_CHECK_ARGS ?= --check
 BENCH_PEERS_ARGS ?=
+BENCH_OFFLOADS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench bench-peers deny clean-lab
+	bench bench-peers bench-offloads deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +94,11 @@ bench-peers: build ## Side by side with wireguard-go and plain veth, on this mac
 	@scripts/install-deps test
 	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_PEERS_ARGS)
+
+bench-offloads: build ## What a TCP stream costs without each of the offloads; needs root
+	@scripts/install-deps test
+	$(CARGO) build $(LOCKED) --workspace --bin bench-offloads
+	$(TARGET_DIR)/debug/bench-offloads $(BENCH_OFFLOADS_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

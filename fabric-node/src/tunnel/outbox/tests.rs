@@ -41,7 +41,7 @@ impl Sender for Kernel {
         let mut answer = self.all.borrow_mut().pop_front().flatten();
         if whole {
             let refused = self.batches.get().filter(|(ip, _)| *ip == to);
-            answer = answer.or(refused.map(|(_, errno)| errno));
+            answer = answer.or_else(|| refused.map(|(_, errno)| errno));
         } else {
             answer = answer.or_else(|| self.singles.borrow_mut().pop_front().flatten());
         }

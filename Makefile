@@ -41,9 +41,10 @@ BENCH_PEERS_ARGS ?=
 BENCH_FAIR_ARGS ?=
 SOAK_ARGS ?=
 BENCH_LIMITS_ARGS ?=
+BENCH_OFFLOADS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench yardstick bench-peers bench-peers-check bench-fair bench-limits soak deny clean-lab
+	bench yardstick bench-peers bench-peers-check bench-fair bench-limits bench-offloads soak deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -120,6 +121,11 @@ soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an ho
 bench-limits: build ## Route lookup, ADD of a pod, idling, restart: each against its limit; needs root
 	$(CARGO) build $(LOCKED) --release -p fabric-benches --bin bench-limits
 	$(TARGET_DIR)/release/bench-limits $(BENCH_LIMITS_ARGS)
+
+bench-offloads: build ## What a TCP stream costs without each of the offloads; needs root
+	@scripts/install-deps test
+	$(CARGO) build $(LOCKED) --workspace --bin bench-offloads
+	$(TARGET_DIR)/debug/bench-offloads $(BENCH_OFFLOADS_ARGS)
 
 deny: ## Licences, banned crates and sources of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "make deny: there is no cargo-deny:" \

@@ -28,8 +28,9 @@ use crate::{
         last_good::LastGood,
     },
     dataplane::Dataplane,
+    offloads,
     pki::identity::NodeIdentity,
-    sys::tun::TunOffloads,
+    sys::tun::{Tun, TunOffloads},
     tunnel::{
         endpoint::EndpointContext,
         secrets::Secrets,
@@ -74,6 +75,7 @@ pub fn check(config: &NodeConfig) -> anyhow::Result<()> {
 
 struct Node {
     in_force: Arc<InForce>,
+    wanted: TunOffloads,
     attacher: Arc<Attacher>,
     /// Ends when it is dropped.
     _watch: FileWatch,
@@ -87,9 +89,9 @@ impl Node {
         let SourceConfig::File { path } = &config.source;
         let desired = last_good.begin_with(file::read_directory(path), SystemTime::now())?;
         let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
-        let wanted = wanted_offloads(config);
+        let wanted = offloads::of_devices(config.dataplane.offloads);
         let host_tun = Arc::new(host::open(wanted)?);
-        tracing::info!(device = host::HOST_DEVICE, offloads = ?host_tun.offloads(), "host device open");
+        log_offloads(wanted, &host_tun, &dataplane);
         let in_force = Arc::new(InForce::new(
             config.node.clone(),
             dataplane.clone(),
@@ -102,6 +104,7 @@ impl Node {
         let watch = follow(path, desired, in_force.clone(), last_good)?;
         Ok(Self {
             in_force,
+            wanted,
             attacher,
             _watch: watch,
         })
@@ -110,7 +113,7 @@ impl Node {
     async fn serve(self, config: &NodeConfig) -> anyhow::Result<()> {
         let (stop, stopped) = watch::channel(false);
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
-        let view = Arc::new(NodeView::new(self.in_force.clone()));
+        let view = Arc::new(NodeView::new(self.in_force.clone(), self.wanted));
         let mut servers = JoinSet::new();
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
         servers.spawn(async { admin.await.context("the admin socket") });
@@ -244,6 +247,7 @@ fn start_dataplane(
             idle_timeout: config.tunnel.idle_timeout(),
             keep_alive: config.tunnel.keep_alive(),
             reconnect_max: config.tunnel.reconnect_max(),
+            offloads: offloads::of_sockets(config.dataplane.offloads),
         },
         secrets: Secrets::load_or_create(&config.state_dir)?,
     };
@@ -286,11 +290,22 @@ fn make_folders(config: &NodeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wanted_offloads(config: &NodeConfig) -> TunOffloads {
-    if config.dataplane.offloads {
-        TunOffloads::ALL
-    } else {
-        TunOffloads::NONE
+/// Says once what the kernel gave. Pods' devices get the same as the host's: the kernel is the same.
+fn log_offloads(wanted: TunOffloads, host_tun: &Tun, dataplane: &Dataplane) {
+    let (device, sockets) = (host_tun.offloads(), dataplane.offloads());
+    let in_use = [
+        offloads::device_names(device),
+        offloads::socket_names(sockets),
+    ]
+    .concat()
+    .join(",");
+    tracing::info!(device = host::HOST_DEVICE, in_use, "offloads");
+    for lacking in offloads::lacking(wanted, (device, host_tun.refused_offloads()), sockets) {
+        tracing::info!(
+            offload = lacking.name,
+            reason = lacking.reason,
+            "offload not in use"
+        );
     }
 }
 

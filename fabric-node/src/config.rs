@@ -21,7 +21,14 @@
 //!
 //! [dataplane]
 //! workers = 2
-//! offloads = true
+//!
+//! [dataplane.offloads] # or `offloads = true`, or `offloads = false`
+//! checksum = true
+//! tso4 = true
+//! tso6 = true
+//! uso = true
+//! udp_gso = true
+//! udp_gro = true
 //!
 //! [tunnel]
 //! congestion = "cubic"
@@ -36,6 +43,7 @@
 //! socket = "/run/fabric/admin.sock"
 //! ```
 
+pub mod offloads;
 pub mod place;
 
 use std::{
@@ -48,7 +56,10 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use self::place::{Misplaced, Source};
+use self::{
+    offloads::Offloads,
+    place::{Misplaced, Source},
+};
 use crate::node_id::NodeId;
 
 /// Default of `state_dir`.
@@ -153,9 +164,9 @@ pub struct DataplaneConfig {
     /// `dataplane.workers`: threads that forward, 1 to [`WORKERS_MAX`]; worker i listens on the
     /// underlay port + i. Default: half the processors, 1 to [`WORKERS_DEFAULT_MAX`].
     pub workers: Option<u32>,
-    /// `dataplane.offloads`: use segmentation and checksum offload of TUN devices where the kernel
-    /// has it; `false` is for finding faults. Default: `true`.
-    pub offloads: bool,
+    /// `dataplane.offloads`: offloads to use where the kernel has them; turning one off is for
+    /// finding faults. Default: `true`, which is all.
+    pub offloads: Offloads,
 }
 
 /// `[tunnel]`
@@ -225,7 +236,7 @@ impl Default for DataplaneConfig {
     fn default() -> Self {
         Self {
             workers: None,
-            offloads: true,
+            offloads: Offloads::ALL,
         }
     }
 }
@@ -346,6 +357,7 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
     let node = NodeId::new(&document.node).map_err(|problem| source.at_key("node", problem))?;
     check_ranges(source, &document)?;
     check_paths(source, &document)?;
+    let offloads = document.dataplane.offloads.complete(source)?;
     let socket = |key: &str, table: SocketTable, default: &str| {
         let socket = table
             .socket
@@ -368,7 +380,10 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
         run_dir: document.run_dir,
         source: document.source,
         identity: document.identity,
-        dataplane: document.dataplane,
+        dataplane: DataplaneConfig {
+            offloads,
+            ..document.dataplane
+        },
         tunnel: document.tunnel,
     })
 }

@@ -17,6 +17,7 @@ pub mod dataplane;
 pub mod lab;
 pub mod measure;
 pub mod node_id;
+pub mod offloads;
 pub mod pki;
 pub mod sys;
 pub mod terminal;

@@ -79,6 +79,7 @@ fn start() -> InForce {
             idle_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(1),
             reconnect_max: Duration::from_secs(1),
+            offloads: fabric_node::tunnel::socket::WantedOffloads::default(),
         },
         secrets: Secrets::random().unwrap(),
     };

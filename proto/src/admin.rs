@@ -48,8 +48,23 @@ pub struct Status {
     pub pods: u32,
     /// Device of the host side and its offloads.
     pub host_device: Device,
+    /// Offloads of the underlay's sockets in use: `udp-gso`, `udp-gro`.
+    #[serde(default)]
+    pub underlay_offloads: Vec<String>,
+    /// Offloads that are not in use, on the host's device or on the underlay.
+    #[serde(default)]
+    pub offloads_off: Vec<OffloadOff>,
     /// The packet account, summed over all workers.
     pub packets: PacketAccount,
+}
+
+/// An offload that is not in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadOff {
+    /// Its name.
+    pub name: String,
+    /// Why: turned off, or what the kernel said.
+    pub reason: String,
 }
 
 /// A TUN device.
@@ -131,6 +146,11 @@ pub struct Peer {
     pub path_mtu: u32,
     /// Underlay packets lost, as QUIC counts them.
     pub lost_packets: u64,
+    /// Whether the kernel cuts batches of packets on the way to this peer: `on`, or `off` with the
+    /// reason in parentheses (`configured`, `kernel`, or the error that it answered with); empty
+    /// without a connection.
+    #[serde(default)]
+    pub gso: String,
     /// Seconds since the state last changed.
     pub since_seconds: u64,
     /// The last reason a connection was refused or lost; empty if none.

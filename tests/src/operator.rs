@@ -119,8 +119,8 @@ impl LogMark {
     pub fn line(&self, worker: &Worker, words: &[&str]) -> anyhow::Result<String> {
         let text = read(&worker.log_file());
         let new = text.get(self.bytes..).unwrap_or_default();
-        new.lines()
-            .find(|line| words.iter().all(|word| line.contains(word)))
+        with_words(new, words)
+            .next()
             .map(str::to_owned)
             .with_context(|| {
                 format!(
@@ -129,6 +129,19 @@ impl LogMark {
                 )
             })
     }
+
+    /// How many later lines have all of `words`.
+    #[must_use]
+    pub fn count(&self, worker: &Worker, words: &[&str]) -> usize {
+        let text = read(&worker.log_file());
+        with_words(text.get(self.bytes..).unwrap_or_default(), words).count()
+    }
+}
+
+/// The lines that have all of `words`.
+fn with_words<'a>(text: &'a str, words: &'a [&str]) -> impl Iterator<Item = &'a str> {
+    let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
+    text.lines().filter(has_all)
 }
 
 fn read(log: &Path) -> String {

@@ -4,9 +4,7 @@
 
 use std::{
     collections::HashSet,
-    fs,
-    sync::{Mutex, PoisonError},
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -15,18 +13,13 @@ use fabric_node::lab::{Families, Family, Lab, LabOptions, Pod};
 use fabric_tests::{
     account::check_conserved,
     eventually::eventually,
+    matrix::{SIZES, matrix},
     operator::{fabric, peer, status},
     plugin::{Container, addresses},
     stage::Stage,
-    traffic::{ping_seen, tcp_echo, udp_echo},
 };
 use serde_json::Value;
 
-/// Payloads (bytes): one byte, just below and beyond one packet, and the largest that UDP carries,
-/// rounded down.
-const SIZES: [usize; 4] = [1, 1400, 8000, 60_000];
-/// Pairs tried side by side.
-const SIDE_BY_SIDE: usize = 4;
 /// How long the whole matrix of the largest lab may take.
 const MATRIX_MAX: Duration = Duration::from_secs(60);
 /// How long the workers of two daemons may take to connect after a restart of both.
@@ -216,46 +209,6 @@ fn one_kind(
         check_conserved(worker)?;
     }
     lab.down()
-}
-
-/// Tries all ordered pairs. No datagram may be lost.
-fn matrix(pods: &[Pod], families: &[bool], sizes: &[usize]) -> anyhow::Result<()> {
-    let mut work = Vec::new();
-    for from in pods {
-        for to in pods.iter().filter(|to| to.name != from.name) {
-            work.extend(families.iter().map(|ipv6| (from, to, *ipv6)));
-        }
-    }
-    let failures = Mutex::new(Vec::new());
-    let work = Mutex::new(work);
-    thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE {
-            scope.spawn(|| {
-                loop {
-                    let Some((from, to, ipv6)) = work.lock().unwrap().pop() else {
-                        break;
-                    };
-                    if let Err(error) = pair(from, to, ipv6, sizes) {
-                        failures.lock().unwrap().push(format!("{error:#}"));
-                    }
-                }
-            });
-        }
-    });
-    let failures = failures
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    Ok(())
-}
-
-fn pair(from: &Pod, to: &Pod, ipv6: bool, sizes: &[usize]) -> anyhow::Result<()> {
-    let what = || format!("{} -> {} (IPv6: {ipv6})", from.name, to.name);
-    // A lab is up when all peers are connected, and the ping has gone the way before any datagram:
-    // none has the excuse of being the first.
-    ping_seen(from, to, ipv6).with_context(what)?;
-    tcp_echo(from, to, ipv6, sizes).with_context(what)?;
-    udp_echo(from, to, ipv6, sizes).with_context(what)
 }
 
 struct TakeDown<'a>(&'a Stage, &'a str);

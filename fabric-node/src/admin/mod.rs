@@ -33,7 +33,9 @@ pub trait View: Send + Sync + 'static {
 pub(crate) mod sample {
     //! One small cluster, seen from worker-a.
 
-    use fabric_proto::admin::{Device, DropCount, PacketAccount, Peer, Pod, Route, Tally};
+    use fabric_proto::admin::{
+        Device, DropCount, OffloadOff, PacketAccount, Peer, Pod, Route, Tally,
+    };
 
     use super::*;
 
@@ -66,6 +68,11 @@ pub(crate) mod sample {
                     addresses: vec!["10.0.0.1".to_owned()],
                     offloads: vec!["checksum".to_owned(), "tso4".to_owned()],
                 },
+                underlay_offloads: vec!["udp-gro".to_owned()],
+                offloads_off: vec![OffloadOff {
+                    name: "udp-gso".to_owned(),
+                    reason: "off in node.toml".to_owned(),
+                }],
                 packets: PacketAccount {
                     received_pods: Tally {
                         packets: 10,
@@ -94,6 +101,7 @@ pub(crate) mod sample {
                         rtt_us: 180,
                         path_mtu: 1452,
                         lost_packets: 3,
+                        gso: "off (configured)".to_owned(),
                         since_seconds: 90,
                         last_error: String::new(),
                     },

@@ -8,28 +8,46 @@ use fabric_core::{
     verdict::{DropReason, NextHop},
 };
 use fabric_proto::admin::{
-    self, Device, DropCount, DropList, PacketAccount, Peer, PeerList, Pod, PodList, Route,
-    RouteList, Status,
+    self, Device, DropCount, DropList, OffloadOff, PacketAccount, Peer, PeerList, Pod, PodList,
+    Route, RouteList, Status,
 };
 
 use super::{STATE_DEGRADED, STATE_READY, View};
 use crate::{
     cni::clock::Moment,
     control::in_force::{Attached, InForce},
+    offloads,
     sys::tun::TunOffloads,
-    tunnel::report::{PeerReport, PeerState},
+    tunnel::{
+        report::{PeerReport, PeerState},
+        segmentation::Segmentation,
+    },
 };
 
 /// Shows the state in force.
 pub struct NodeView {
     in_force: Arc<InForce>,
+    wanted: TunOffloads,
 }
 
 impl NodeView {
-    /// A view of `in_force`.
+    /// A view of `in_force`, whose devices were asked for the offloads `wanted`.
     #[must_use]
-    pub fn new(in_force: Arc<InForce>) -> Self {
-        Self { in_force }
+    pub fn new(in_force: Arc<InForce>, wanted: TunOffloads) -> Self {
+        Self { in_force, wanted }
+    }
+
+    fn offloads_off(&self) -> Vec<OffloadOff> {
+        let tun = self.in_force.host_tun();
+        let device = (tun.offloads(), tun.refused_offloads());
+        let sockets = self.in_force.dataplane().offloads();
+        offloads::lacking(self.wanted, device, sockets)
+            .into_iter()
+            .map(|lacking| OffloadOff {
+                name: lacking.name.to_owned(),
+                reason: lacking.reason,
+            })
+            .collect()
     }
 
     /// One report per peer: the workers' views taken together, connected if any worker is.
@@ -93,8 +111,10 @@ impl View for NodeView {
                     .iter()
                     .map(ToString::to_string)
                     .collect(),
-                offloads: offload_names(in_force.host_tun().offloads()),
+                offloads: owned(&offloads::device_names(in_force.host_tun().offloads())),
             },
+            underlay_offloads: owned(&offloads::socket_names(in_force.dataplane().offloads())),
+            offloads_off: self.offloads_off(),
             packets: account(&in_force.dataplane().counters()),
         }
     }
@@ -188,6 +208,7 @@ fn peer(report: &PeerReport, pod_cidrs: Vec<String>, now: Instant) -> Peer {
         }),
         path_mtu: first.map_or(0, |link| link.path.mtu.into()),
         lost_packets: report.links.iter().map(|link| link.path.lost_packets).sum(),
+        gso: gso(report),
         since_seconds: now.saturating_duration_since(report.since).as_secs(),
         last_error: report.last_error.clone(),
     }
@@ -207,27 +228,25 @@ fn pod_of(attached: &Attached, gone: bool) -> Pod {
             .map(ToString::to_string)
             .collect(),
         state: if gone { "Detached" } else { "Ready" }.to_owned(),
-        offloads: offload_names(attached.tun.offloads()),
+        offloads: owned(&offloads::device_names(attached.tun.offloads())),
         age_seconds: Moment::now()
             .map(|now| now.seconds_since(&attachment.attached_at))
             .unwrap_or_default(),
     }
 }
 
-/// The names of the offloads in use.
-#[must_use]
-pub fn offload_names(offloads: TunOffloads) -> Vec<String> {
-    [
-        (offloads.checksum, "checksum"),
-        (offloads.tso4, "tso4"),
-        (offloads.tso6, "tso6"),
-        (offloads.uso4, "uso4"),
-        (offloads.uso6, "uso6"),
-    ]
-    .into_iter()
-    .filter(|(on, _)| *on)
-    .map(|(_, name)| name.to_owned())
-    .collect()
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Whether batches to a peer leave whole: on only where they do on every connection.
+fn gso(report: &PeerReport) -> String {
+    let states = report.links.iter().map(|link| link.segmentation);
+    let off = states
+        .clone()
+        .find(|state| *state != Segmentation::On)
+        .or_else(|| states.clone().next());
+    off.map(|state| state.to_string()).unwrap_or_default()
 }
 
 fn account(counters: &Counters) -> PacketAccount {

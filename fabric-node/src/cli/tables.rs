@@ -31,6 +31,8 @@ impl Show for Status {
                     list(&device.offloads)
                 ),
             ),
+            ("Underlay", list(&self.underlay_offloads)),
+            ("Offloads-Off", offloads_off(self)),
             ("Packets", account(&self.packets)),
         ];
         if wide {
@@ -65,6 +67,14 @@ impl Show for Status {
         }
         text
     }
+}
+
+fn offloads_off(status: &Status) -> String {
+    let off = status.offloads_off.iter();
+    let off: Vec<String> = off
+        .map(|it| format!("{} ({})", it.name, it.reason))
+        .collect();
+    or_none(&off.join(", "))
 }
 
 fn account(packets: &PacketAccount) -> String {
@@ -108,7 +118,7 @@ impl Show for PeerList {
             "AGE",
         ];
         if wide {
-            header.extend(["POD-CIDRS", "PATH-MTU", "LAST-ERROR"]);
+            header.extend(["POD-CIDRS", "PATH-MTU", "GSO", "LAST-ERROR"]);
         }
         let rows = self.items.iter().map(|peer| {
             let measured = |text: String| {
@@ -130,6 +140,7 @@ impl Show for PeerList {
             if wide {
                 row.push(list(&peer.pod_cidrs));
                 row.push(measured(peer.path_mtu.to_string()));
+                row.push(or_none(&peer.gso));
                 row.push(or_none(&peer.last_error));
             }
             row
@@ -231,6 +242,8 @@ Uptime:          62m
 Peers:           1 of 2 connected
 Pods:            1
 Host-Device:     fabric0 10.0.0.1 (checksum,tso4)
+Underlay:        udp-gro
+Offloads-Off:    udp-gso (off in node.toml)
 Packets:         10 received = 9 delivered + 0 answered + 1 dropped + 0 queued (conserved)
 ";
         assert_eq!(SAMPLE.status().show(false), expected);
@@ -289,15 +302,13 @@ PREFIX        KIND         TARGET
     fn wide_lists() {
         let peers = SAMPLE.peers().show(true);
         assert!(
-            peers
-                .lines()
-                .next()
-                .unwrap()
-                .ends_with("AGE   POD-CIDRS                 PATH-MTU   LAST-ERROR"),
+            peers.lines().next().unwrap().ends_with(
+                "AGE   POD-CIDRS                 PATH-MTU   GSO                LAST-ERROR"
+            ),
             "{peers}"
         );
         assert!(
-            peers.contains("10.1.1.0/24,fd00:1::/64   1452       <none>"),
+            peers.contains("10.1.1.0/24,fd00:1::/64   1452       off (configured)   <none>"),
             "{peers}"
         );
         let pods = SAMPLE.pods().show(true);

@@ -25,7 +25,7 @@ fn defaults_fill_in() {
         },
         dataplane: DataplaneConfig {
             workers: None,
-            offloads: true,
+            offloads: Offloads::ALL,
         },
         tunnel: TunnelConfig {
             congestion: Congestion::Cubic,

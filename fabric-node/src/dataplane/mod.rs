@@ -47,6 +47,7 @@ use crate::{
     tunnel::{
         endpoint::{Endpoint, EndpointContext},
         report::PeerReport,
+        socket::SocketOffloads,
     },
 };
 
@@ -57,6 +58,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub struct Dataplane {
     published: Arc<ArcSwap<Published>>,
     workers: Vec<Running>,
+    offloads: SocketOffloads,
 }
 
 struct Running {
@@ -93,6 +95,10 @@ impl Dataplane {
             };
             prepared.push((index, Endpoint::bind(context, &locals)?, mailbox::pair()?));
         }
+        let offloads = prepared
+            .first()
+            .and_then(|(_, endpoint, _)| endpoint.socket_offloads())
+            .context("there is no underlay address")?;
         let wakers: Arc<[Waker]> = prepared
             .iter()
             .map(|(_, _, (mailbox, _))| mailbox.waker())
@@ -123,7 +129,11 @@ impl Dataplane {
                 thread: Mutex::new(Some(thread)),
             });
         }
-        Ok(Self { published, workers })
+        Ok(Self {
+            published,
+            workers,
+            offloads,
+        })
     }
 
     /// Puts a new state in force. Packets read after this call are decided by it.
@@ -189,6 +199,12 @@ impl Dataplane {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Offloads of the underlay's sockets.
+    #[must_use]
+    pub fn offloads(&self) -> SocketOffloads {
+        self.offloads
     }
 
     /// Closes all connections and ends the threads.

@@ -21,7 +21,10 @@ use super::{
     teardown,
     underlay::inside,
 };
-use crate::terminal::{exit::Failure, output::Output};
+use crate::{
+    config::offloads::{Offload, Offloads},
+    terminal::{exit::Failure, output::Output},
+};
 
 /// Exit status of `exec` when the lab, not the command, failed; as of env(1) and container engines.
 const EXEC_FAILED: u8 = 125;
@@ -89,9 +92,17 @@ struct NetworkArgs {
     /// Family that carries the tunnels [default: IPv4, unless --ipv6]
     #[arg(long, value_enum, value_name = "FAMILY")]
     underlay: Option<Family>,
+    /// Offloads that the daemons do without
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
+    offloads_off: Vec<Offload>,
 }
 
 impl NetworkArgs {
+    fn offloads(&self) -> Offloads {
+        let off = self.offloads_off.iter();
+        off.fold(Offloads::ALL, |on, off| on.without(*off))
+    }
+
     fn families(&self) -> Families {
         match (self.ipv4, self.ipv6) {
             (true, _) => Families::Ipv4,
@@ -266,6 +277,7 @@ fn options(
         underlay_mtu: network.underlay_mtu,
         families: network.families(),
         underlay: network.underlay,
+        offloads: network.offloads(),
         bin_dir,
         wrappers: Wrappers::default(),
     })

@@ -20,6 +20,7 @@ use super::{
     underlay::inside,
 };
 use crate::{
+    config::offloads::Offloads,
     node_id::NodeId,
     pki::{
         authority,
@@ -114,6 +115,9 @@ pub fn prepare(state: &LabState) -> anyhow::Result<()> {
             },
         };
         write_toml(&worker.config_file(), &config)?;
+        if !state.offloads.are_all() {
+            configure_offloads(worker, state.offloads)?;
+        }
         write_toml(
             &nodes_dir.join(format!("{}.toml", worker.name)),
             &nodes_file(worker),
@@ -121,6 +125,25 @@ pub fn prepare(state: &LabState) -> anyhow::Result<()> {
         plugin::write_network_list(worker)?;
     }
     Ok(())
+}
+
+/// Writes into the configuration of a worker which offloads its daemon uses, from its next start on.
+///
+/// # Errors
+///
+/// The file cannot be read or written.
+pub fn configure_offloads(worker: &Worker, offloads: Offloads) -> anyhow::Result<()> {
+    let file = worker.config_file();
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut config: toml::Table = text.parse()?;
+    let dataplane = config
+        .entry("dataplane")
+        .or_insert_with(|| toml::Table::new().into())
+        .as_table_mut()
+        .with_context(|| format!("`dataplane` is no table in {}", file.display()))?;
+    dataplane.insert("offloads".to_owned(), toml::Value::try_from(offloads)?);
+    write_toml(&file, &config)
 }
 
 /// The directory of nodes that all daemons of the lab watch.
@@ -227,9 +250,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::lab::{
-        place::Place,
-        plan::{LabOptions, lay_out},
+    use crate::{
+        config::{self, offloads::Offload},
+        lab::{
+            place::Place,
+            plan::{LabOptions, lay_out},
+        },
     };
 
     /// A node's file lists the carrier's address first, IPv6 in brackets, and all its ranges.
@@ -251,6 +277,27 @@ mod tests {
         .parse()
         .unwrap();
         assert_eq!(parsed, expected);
+    }
+
+    /// Switching offloads leaves the rest of a configuration as it was, and the daemon reads it so.
+    #[test]
+    fn offloads_are_switched_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = lay_out(
+            &LabOptions::new("lab".parse().unwrap(), 1, 0, PathBuf::from("/bin")),
+            &Place::root(),
+        )
+        .unwrap();
+        let worker = &mut state.workers[0];
+        worker.folder = dir.path().to_owned();
+        let text = "node = \"worker-a\"\n[dataplane]\nworkers = 3\n";
+        fs::write(worker.config_file(), text).unwrap();
+        for off in Offload::ALL {
+            let offloads = Offloads::ALL.without(off);
+            configure_offloads(worker, offloads).unwrap();
+            let dataplane = config::load(&worker.config_file()).unwrap().dataplane;
+            assert_eq!((dataplane.workers, dataplane.offloads), (Some(3), offloads));
+        }
     }
 
     /// A folder without the programs is named, with the way to build them.

@@ -4,7 +4,7 @@
 //! [`plan`] says what there will be, [`state`] records it before it is made; then [`underlay`] makes
 //! namespaces and cables, [`daemon`] configures and starts the workers' daemons, [`plugin`] attaches
 //! the pods. [`teardown`] undoes all of it, from any state. [`rootless`] runs the same inside a user
-//! namespace. [`demo`] proves on such a lab what the fabric promises; [`cli`] is `fabric lab`.
+//! namespace. [`faults`] lets the kernel say no. [`demo`] proves on such a lab what the fabric promises; [`cli`] is `fabric lab`.
 //!
 //! The lab needs veth, a bridge and named namespaces for its scenery; the fabric itself uses none.
 
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod command;
 pub mod daemon;
 pub mod demo;
+pub mod faults;
 pub mod interrupt;
 pub mod name;
 pub mod next_steps;
@@ -40,6 +41,7 @@ pub use self::{
     progress::Progress,
     state::{LabState, Pod, Worker, Wrappers},
 };
+use crate::config::offloads::Offloads;
 
 /// A lab that is up. Dropping it takes it down, unless [`Lab::keep`] was called or it was found by
 /// [`Lab::open`].
@@ -165,6 +167,38 @@ impl Lab {
         let pid = daemon::start(&self.state, found)?;
         self.record_daemon(worker, Some(pid))?;
         ready::wait_ready(self.state.worker(worker)?, &Interrupt::never())
+    }
+
+    /// Starts the daemons of `workers` anew with these offloads, and waits until all are connected to
+    /// all others again.
+    ///
+    /// # Errors
+    ///
+    /// There is no such worker, or a daemon does not end, start or connect.
+    pub fn switch_offloads(&mut self, workers: &[&str], offloads: Offloads) -> anyhow::Result<()> {
+        for name in workers {
+            self.stop_daemon(name)?;
+            daemon::configure_offloads(self.state.worker(name)?, offloads)?;
+        }
+        for name in workers {
+            self.start_daemon(name)?;
+        }
+        let peers = self.state.workers.len() - 1;
+        let mut workers = self.state.workers.iter();
+        workers.try_for_each(|worker| ready::wait_peers(worker, peers, &Interrupt::never()))
+    }
+
+    /// Makes the kernel refuse the batches that a worker's daemon sends, or take them again.
+    ///
+    /// # Errors
+    ///
+    /// There is no such worker, its daemon does not run, or its sockets cannot be reached.
+    pub fn refuse_batches(&self, worker: &str, refuse: bool) -> anyhow::Result<()> {
+        let found = self.state.worker(worker)?;
+        // Looked at first: the number of a daemon that has ended may be another's.
+        let pid = daemon::running(&self.state, found).and(found.pid);
+        let pid = pid.with_context(|| format!("the daemon of {worker} does not run"))?;
+        faults::refuse_batches(pid, refuse)
     }
 
     /// Takes a worker's link to the underlay down or up.

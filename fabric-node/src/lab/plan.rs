@@ -14,6 +14,7 @@ use super::{
     place::Place,
     state::{LabState, Pod, STATE_VERSION, Worker, Wrappers},
 };
+use crate::config::offloads::Offloads;
 
 /// Most workers in one lab: each is a process with several threads.
 pub const WORKERS_MAX: usize = 64;
@@ -101,6 +102,8 @@ pub struct LabOptions {
     /// Family of the underlay that carries the tunnels. With [`Families::Dual`] the underlay has
     /// both and this one is listed first; with a single family it has only this one.
     pub underlay: Option<Family>,
+    /// Offloads that the daemons use.
+    pub offloads: Offloads,
     /// Folder of the programs `fabric-node` and `fabric-cni`.
     pub bin_dir: PathBuf,
     /// Commands that the programs are run under.
@@ -117,6 +120,7 @@ impl LabOptions {
             underlay_mtu: 1500,
             families: Families::Dual,
             underlay: None,
+            offloads: Offloads::ALL,
             bin_dir,
             wrappers: Wrappers::default(),
         }
@@ -197,6 +201,7 @@ pub fn lay_out(options: &LabOptions, place: &Place) -> anyhow::Result<LabState> 
         bin_dir: options.bin_dir.clone(),
         wrappers: options.wrappers.clone(),
         underlay_mtu: options.underlay_mtu,
+        offloads: options.offloads,
         netns_dir_made: false,
         holder: None,
         workers,

@@ -13,6 +13,8 @@ use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::config::offloads::Offloads;
+
 /// Layout of the file; a file with another number is refused.
 pub const STATE_VERSION: u32 = 1;
 /// Name of the file in the lab's folder.
@@ -39,6 +41,9 @@ pub struct LabState {
     pub underlay_netns: PathBuf,
     /// MTU of the underlay (bytes).
     pub underlay_mtu: u32,
+    /// Offloads that the daemons use.
+    #[serde(default, skip_serializing_if = "Offloads::are_all")]
+    pub offloads: Offloads,
     /// Whether the mount that holds the namespace files was made for this lab.
     pub netns_dir_made: bool,
     /// Process that keeps the user and mount namespace of an ordinary user's lab alive.

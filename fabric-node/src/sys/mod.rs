@@ -9,3 +9,4 @@ pub mod peer;
 pub mod sched;
 pub mod tcp;
 pub mod tun;
+pub mod udp;

@@ -180,6 +180,7 @@ pub struct Tun {
     fd: OwnedFd,
     name: String,
     offloads: TunOffloads,
+    refused: Option<Errno>,
 }
 
 impl Tun {
@@ -238,6 +239,7 @@ impl Tun {
             fd,
             name: name.to_owned(),
             offloads,
+            refused: None,
         })
     }
 
@@ -252,8 +254,11 @@ impl Tun {
             }
         };
         set_header_length(fd.as_fd()).map_err(failed("TUNSETVNETHDRSZ"))?;
-        let offloads = negotiate(fd.as_fd(), wanted).map_err(failed("TUNSETOFFLOAD"))?;
-        Self::adopt(fd, name, offloads)
+        let (offloads, refused) = negotiate(fd.as_fd(), wanted).map_err(failed("TUNSETOFFLOAD"))?;
+        Ok(Self {
+            refused,
+            ..Self::adopt(fd, name, offloads)?
+        })
     }
 
     /// Whether the device outlives its last descriptor; without one it has no carrier.
@@ -278,6 +283,12 @@ impl Tun {
     #[must_use]
     pub fn offloads(&self) -> TunOffloads {
         self.offloads
+    }
+
+    /// What the kernel said to offloads that were wanted and are not in use; `None` if all are.
+    #[must_use]
+    pub fn refused_offloads(&self) -> Option<Errno> {
+        self.refused
     }
 
     /// Reads one packet: its virtio header into `vnet`, the packet into `packet`; returns the
@@ -381,26 +392,30 @@ fn set_header_length(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     unsafe { ioctl(fd, request) }
 }
 
-/// Turns on the largest set on the ladder that the kernel takes.
-fn negotiate(fd: BorrowedFd<'_>, wanted: TunOffloads) -> Result<TunOffloads, Errno> {
+/// Turns on the largest set on the ladder that the kernel takes; that set, and what the kernel said to
+/// the one before.
+fn negotiate(
+    fd: BorrowedFd<'_>,
+    wanted: TunOffloads,
+) -> Result<(TunOffloads, Option<Errno>), Errno> {
     // Segmentation builds on checksum offload: the kernel refuses it alone.
     let wanted = if wanted.checksum {
         wanted
     } else {
         TunOffloads::NONE
     };
-    let mut refused = Errno::INVAL;
+    let mut refused = None;
     for offloads in wanted.ladder() {
         // SAFETY: TUNSETOFFLOAD takes the flags in place of a pointer (tun(4)).
         let request =
             unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(offloads.flags() as usize) };
         // SAFETY: the descriptor is a TUN device and the request passes no memory.
         match unsafe { ioctl(fd, request) } {
-            Ok(()) => return Ok(offloads),
-            Err(errno) => refused = errno,
+            Ok(()) => return Ok((offloads, refused)),
+            Err(errno) => refused = Some(errno),
         }
     }
-    Err(refused)
+    Err(refused.unwrap_or(Errno::INVAL))
 }
 
 #[cfg(test)]

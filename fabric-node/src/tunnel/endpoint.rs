@@ -164,7 +164,7 @@ impl Endpoint {
         let mut pool = BufferPool::default();
         let mut sockets = Vec::new();
         for local in locals {
-            sockets.push(UnderlaySocket::bind(*local, &mut pool).with_context(|| {
+            sockets.push(UnderlaySocket::bind(*local, context.settings.offloads, &mut pool).with_context(|| {
                 format!("cannot bind the underlay address {local}/udp: is it an address of this host, and is no other daemon running?")
             })?);
         }
@@ -264,7 +264,7 @@ impl Endpoint {
         }
         self.pool = pool;
         self.sockets = sockets;
-        self.send_responses();
+        self.send_responses(now);
         let dirty = std::mem::take(&mut self.dirty);
         for index in &dirty {
             self.drive(*index, now);
@@ -305,7 +305,7 @@ impl Endpoint {
     /// Sends whatever the connections have to say.
     pub fn transmit(&mut self, now: Instant) {
         for socket in &mut self.sockets {
-            socket.send_held();
+            socket.send_held(now);
         }
         let mut again = Vec::new();
         for index in std::mem::take(&mut self.dirty) {
@@ -427,6 +427,7 @@ impl Endpoint {
             .map(|slot| LinkReport {
                 remote: slot.link.remote(),
                 path: slot.link.path(),
+                segmentation: self.segmentation(slot),
             })
             .collect();
         let state = match (links.is_empty(), self.context.node < *entry.node()) {

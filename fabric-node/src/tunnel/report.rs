@@ -7,7 +7,7 @@ use std::{
 
 use fabric_core::ids::PeerId;
 
-use super::link::PathReport;
+use super::{link::PathReport, segmentation::Segmentation};
 use crate::node_id::NodeId;
 
 /// One peer as one worker sees it.
@@ -36,6 +36,8 @@ pub struct LinkReport {
     pub remote: SocketAddr,
     /// Its path.
     pub path: PathReport,
+    /// Whether its batches leave whole.
+    pub segmentation: Segmentation,
 }
 
 /// Whether packets can flow to a peer.

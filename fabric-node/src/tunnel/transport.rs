@@ -8,7 +8,7 @@ use quinn_proto::{
     congestion::{BbrConfig, ControllerFactory, CubicConfig},
 };
 
-use super::{congestion::Bounded, queue::STREAM_BUCKETS, secrets::Secrets};
+use super::{congestion::Bounded, queue::STREAM_BUCKETS, secrets::Secrets, socket::WantedOffloads};
 
 /// Bytes of streams in flight or waiting inside the engine, per connection.
 ///
@@ -55,6 +55,8 @@ pub struct TunnelSettings {
     pub keep_alive: Duration,
     /// Longest wait between two attempts to connect.
     pub reconnect_max: Duration,
+    /// Offloads of the UDP sockets.
+    pub offloads: WantedOffloads,
 }
 
 /// Settings of one connection over a path that carries UDP payloads of up to `udp_payload_max`.

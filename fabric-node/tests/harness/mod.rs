@@ -347,6 +347,7 @@ pub fn context(
             idle_timeout,
             keep_alive: idle_timeout / 5,
             reconnect_max: Duration::from_secs(1),
+            offloads: fabric_node::tunnel::socket::WantedOffloads::default(),
         },
         secrets: Secrets::random().unwrap(),
     }

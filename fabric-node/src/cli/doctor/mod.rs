@@ -18,6 +18,7 @@ use crate::terminal::{
 };
 
 mod devices;
+mod in_use;
 mod kernel;
 mod surroundings;
 
@@ -167,6 +168,7 @@ pub fn run(socket: &Path, output: Output, args: &DoctorArgs) -> Result<ExitCode,
     let mut findings = kernel::examine(Path::new("/proc"));
     findings.extend(devices::examine());
     findings.extend(surroundings::examine(socket, args));
+    findings.extend(in_use::examine(socket));
     let document = Document {
         api_version: API_VERSION.to_owned(),
         kind: "DoctorReport".to_owned(),

@@ -426,6 +426,7 @@ fn endpoint(authority: &pki::Authority, node: u8) -> Endpoint {
             idle_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(1),
             reconnect_max: Duration::from_secs(1),
+            offloads: crate::tunnel::socket::WantedOffloads::default(),
         },
         secrets: Secrets::random().unwrap(),
     };

@@ -118,6 +118,7 @@ fn endpoint(
             idle_timeout: IDLE_TIMEOUT,
             keep_alive: Duration::from_secs(1),
             reconnect_max: Duration::from_secs(1),
+            offloads: crate::tunnel::socket::WantedOffloads::default(),
         },
         secrets: secrets.clone(),
     };

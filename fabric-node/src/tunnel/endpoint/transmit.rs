@@ -4,10 +4,28 @@ use std::time::Instant;
 
 use quinn_proto::Transmit;
 
-use super::{Endpoint, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX};
-use crate::tunnel::{link::PeerLink, socket::Sent};
+use super::{Endpoint, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot};
+use crate::tunnel::{
+    link::PeerLink,
+    segmentation::Segmentation,
+    socket::{Sent, SocketOffloads, UnderlaySocket},
+};
 
 impl Endpoint {
+    /// Offloads of the sockets, which are all of one kind; none without a socket.
+    #[must_use]
+    pub fn socket_offloads(&self) -> Option<SocketOffloads> {
+        self.sockets.first().map(UnderlaySocket::offloads)
+    }
+
+    /// Whether the batches of one connection leave whole.
+    pub(super) fn segmentation(&self, slot: &Slot) -> Segmentation {
+        let socket = self.sockets.get(slot.socket);
+        socket.map_or(Segmentation::On, |socket| {
+            socket.segmentation(slot.link.remote().ip())
+        })
+    }
+
     /// Sends what one connection has; true if there is more than a turn allows.
     pub(super) fn transmit_link(&mut self, index: usize, now: Instant) -> bool {
         let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
@@ -25,16 +43,16 @@ impl Endpoint {
                     return true;
                 }
                 let mtu = usize::from(slot.link.path_mtu()).max(1200);
-                let segments = (SEND_BYTES_MAX / mtu)
-                    .clamp(1, SEGMENTS_MAX)
-                    .min(socket.segments_max());
+                // As many where the payloads must leave one by one: sealing many at once is a third
+                // of the work of sealing each alone.
+                let segments = (SEND_BYTES_MAX / mtu).clamp(1, SEGMENTS_MAX);
                 self.scratch.clear();
                 let Some(transmit) = slot.link.poll_transmit(now, segments, &mut self.scratch)
                 else {
                     break;
                 };
                 let contents = self.scratch.get(..transmit.size).unwrap_or_default();
-                if socket.send(transmit, contents) == Sent::Held {
+                if socket.send(transmit, contents, now) == Sent::Held {
                     return true;
                 }
                 sends += 1;
@@ -59,14 +77,14 @@ impl Endpoint {
         self.responses.push((socket, transmit, contents));
     }
 
-    pub(super) fn send_responses(&mut self) {
+    pub(super) fn send_responses(&mut self, now: Instant) {
         for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
             // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
             // again and does not take its place.
             if let Some(socket) = self.sockets.get_mut(socket)
                 && !socket.is_held()
             {
-                socket.send(transmit, &contents);
+                socket.send(transmit, &contents, now);
             }
         }
     }

@@ -172,6 +172,7 @@ fn context(
             idle_timeout: defaults.idle_timeout(),
             keep_alive: defaults.keep_alive(),
             reconnect_max: defaults.reconnect_max(),
+            offloads: fabric_node::tunnel::socket::WantedOffloads::default(),
         },
         secrets: Secrets::random()?,
     })

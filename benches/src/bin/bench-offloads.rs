@@ -6,7 +6,7 @@ use std::{fs, io::Write as _, net::IpAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use fabric_benches::{
-    iperf::{self, Ends, Load},
+    iperf::{self, Direction, Ends, TcpLoad},
     usage::cpu_seconds,
 };
 use fabric_node::{
@@ -145,16 +145,16 @@ fn once(lab: &Lab, args: &Args) -> anyhow::Result<(f64, f64)> {
         server: &server,
         address: address.context("the pod has no such address")?,
     };
-    let load = Load {
+    let load = TcpLoad {
         streams: 1,
-        reverse: false,
+        direction: Direction::Forth,
         seconds: args.seconds,
         congestion: None,
     };
     let daemons: Vec<u32> = lab.workers().iter().filter_map(|it| it.pid).collect();
     ensure!(daemons.len() == 2, "not both daemons run");
     let before = cpu_seconds(&daemons)?;
-    let transfer = iperf::measure(ends, load)?;
+    let transfer = iperf::tcp(ends, load)?;
     let used = cpu_seconds(&daemons)? - before;
     Ok((
         transfer.gbit_per_second,

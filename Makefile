@@ -40,11 +40,12 @@ BENCH_PEERS_ARGS ?=
 # Measured with the same programs, built in the same way: see `--help` of each.
 BENCH_FAIR_ARGS ?=
 SOAK_ARGS ?=
+BENCH_FLAME_ARGS ?=
 BENCH_LIMITS_ARGS ?=
 BENCH_OFFLOADS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
-	bench yardstick bench-peers bench-peers-check bench-fair bench-limits bench-offloads soak deny clean-lab
+	bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads soak deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -116,6 +117,10 @@ bench-fair: build ## Shares of four pods that send at once, and a ping beside th
 soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an hour; needs root
 	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair
 	$(TARGET_DIR)/debug/soak $(SOAK_ARGS)
+
+bench-flame: build ## Flame graphs of both ends of a TCP stream; needs root and perf
+	$(CARGO) build $(LOCKED) --workspace --bin bench-flame
+	$(TARGET_DIR)/debug/bench-flame $(BENCH_FLAME_ARGS)
 
 # Times lookups itself, so it is a release program.
 bench-limits: build ## Route lookup, ADD of a pod, idling, restart: each against its limit; needs root

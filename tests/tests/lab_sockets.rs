@@ -5,10 +5,11 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, t
 
 use anyhow::{Context as _, ensure};
 use fabric_node::lab::{Worker, command, plugin::PLUGIN, underlay::inside};
+use fabric_proto::admin::PodList;
 use fabric_tests::{
     eventually::eventually,
     machine::copy_programs,
-    operator::{LogMark, pods},
+    operator::{LogMark, pods as pods_now},
     plugin::Container,
     stage::Stage,
 };
@@ -20,6 +21,13 @@ const OTHER: u32 = 65_534;
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long the line of the log may take.
 const SOON: Duration = Duration::from_secs(3);
+
+/// The pods of a worker, as if they had all been attached just now: they get older while one looks.
+fn pods(stage: &Stage, worker: &Worker) -> anyhow::Result<PodList> {
+    let mut list = pods_now(stage, worker)?;
+    list.items.iter_mut().for_each(|pod| pod.age_seconds = 0);
+    Ok(list)
+}
 
 /// On a CNI socket that everybody can reach, ADD and DEL of another user fail, the log names the
 /// user, and the pods stay as they were; root is served as before.

@@ -29,12 +29,12 @@ use crate::{sys::tun::Tun, tunnel::endpoint::Endpoint};
 
 /// What is read from all ports together in one turn: 4 super-packets, 0.3 ms at 7 Gbit/s. A turn is
 /// what a packet that has just come waits for, on both nodes and twice on its way and back.
-const TURN_READ: Budget = Budget {
+const TURN_READ_MAX: Budget = Budget {
     packets: 128,
     bytes: 256 * 1024,
 };
 /// What is read from one port before the next one has its turn: a super-packet.
-const PORT_READ: Budget = Budget {
+const PORT_READ_MAX: Budget = Budget {
     packets: 32,
     bytes: 64 * 1024,
 };
@@ -191,7 +191,7 @@ impl Worker {
         let count = self.ports.len();
         self.first_port = (self.first_port + 1) % count.max(1);
         let mut gone = Vec::new();
-        let mut left = TURN_READ;
+        let mut left = TURN_READ_MAX;
         let mut any = true;
         while std::mem::take(&mut any) {
             for position in 0..count {
@@ -218,7 +218,7 @@ impl Worker {
         now: Instant,
     ) -> Option<PortId> {
         let port = self.ports.get_mut(index)?;
-        let mut quantum = PORT_READ;
+        let mut quantum = PORT_READ_MAX;
         while !quantum.is_used_up() && !left.is_used_up() {
             match port.read(&mut self.path.buffer) {
                 Read::Packet(vnet, len) => {

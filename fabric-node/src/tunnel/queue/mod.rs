@@ -11,7 +11,7 @@
 //! 2. Ports take turns of one super-packet's bytes each (deficit round robin). A pod that floods
 //!    delays others by one turn, whatever it sends.
 //! 3. Within a port flows take turns likewise, new ones first ([`port`], RFC 8290).
-//! 4. A flow that stays long is told, by a mark or a loss ([`codel`], RFC 8289; [`mark`]).
+//! 4. A flow that stays long is told, by a mark or a loss ([`codel`], RFC 8289; [`mark`](mod@mark)).
 //!
 //! A record that has begun on a stream is finished before another begins on the same stream.
 

@@ -10,7 +10,8 @@
 //! nothing to do sleeps, and one with a packet now and then spends at most [`LOOK_MAX`] on each.
 //!
 //! A turn with more than [`LIGHT_BYTES_MAX`] is bulk: there the processor is scarce, not the time of a
-//! single packet, and whoever fills the next batch needs it.
+//! single packet, and whoever fills the next batch needs it. That goes for [`BULK_LASTS`] after it: the
+//! acknowledgements of bulk are light.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 pub(super) const LOOK_MAX: Duration = Duration::from_micros(400);
 /// What a request or an answer comes to, at most (bytes of a turn).
 const LIGHT_BYTES_MAX: u64 = 4 * 1024;
+/// How long a thread that has seen bulk does not look on.
+const BULK_LASTS: Duration = Duration::from_millis(5);
 /// A follower that came this late would still have been met: it includes the time to wake up.
 const FOLLOWS_WITHIN: Duration = Duration::from_micros(600);
 /// Upper end of a habit.
@@ -38,6 +41,7 @@ pub(super) enum Way {
 #[derive(Debug, Default)]
 pub(super) struct Polling {
     last: Option<(Way, Instant)>,
+    bulk: Option<Instant>,
     egress: u8,
     ingress: u8,
 }
@@ -47,6 +51,10 @@ impl Polling {
     /// `ended`, the last of them on `way`.
     pub(super) fn worked(&mut self, way: Way, bytes: u64, began: Instant, ended: Instant) {
         if bytes > LIGHT_BYTES_MAX {
+            self.bulk = Some(ended);
+        }
+        let in_bulk = self.bulk.is_some_and(|bulk| ended < bulk + BULK_LASTS);
+        if in_bulk {
             self.last = None;
         } else if let Some((before, at)) = self.last.replace((way, ended)) {
             let habit = self.habit(before);
@@ -127,6 +135,11 @@ mod tests {
         assert!(polling.until().is_some());
         polling.worked(Way::Egress, 65_536, now, now + TURN);
         assert_eq!(polling.until(), None);
+        polling.worked(Way::Egress, 100, now + TURN, now + 2 * TURN);
+        assert_eq!(polling.until(), None);
+        let later = now + TURN + BULK_LASTS;
+        polling.worked(Way::Egress, 100, later, later + TURN);
+        assert!(polling.until().is_some());
     }
 
     /// Without any traffic there is nothing to wait for.

@@ -8,7 +8,7 @@
 //! [`system`] says who is measured, [`measure`] what can be asked, [`plan`] who is asked what. [`bed`]
 //! builds the two workers with every system on them, [`runner`] measures in turns with [`iperf`],
 //! [`ping`] and [`usage`], [`report`] sums up with [`statistics`] and judges, [`check`] compares with
-//! the floors. [`contender`] is how others are set up, [`child`] how programs end. The
+//! the floors. [`contender`] is how others are set up, [`programs`] is where programs are, [`child`] how they end. The
 //! micro-benchmarks of `benches/benches` decide about a [`fabric`], and share [`stages`].
 //!
 //! Beside it, [`limits`] are figures that are compared with a limit and with nobody, [`fair`] is how
@@ -25,6 +25,7 @@ pub mod limits;
 pub mod measure;
 pub mod ping;
 pub mod plan;
+pub mod programs;
 pub mod report;
 pub mod runner;
 pub mod stages;

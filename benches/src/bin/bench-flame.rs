@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use fabric_benches::iperf::{self, Direction, Ends, TcpLoad};
+use fabric_benches::{
+    iperf::{self, Direction, Ends, TcpLoad},
+    programs::folder,
+};
 use fabric_node::{
     lab::{Interrupt, Lab, LabName, LabOptions, Progress, command},
     sys::netns::Netns,
@@ -67,7 +70,7 @@ fn draw(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
     let progress = Progress::new(args.quiet);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let options = LabOptions::new(args.name.clone(), 2, 1, bin_dir(args)?);
+    let options = LabOptions::new(args.name.clone(), 2, 1, folder(args.bin_dir.as_deref())?);
     let lab = Lab::up_with(&options, &progress, &interrupt)?;
     progress.step("watching both daemons while a stream runs");
     let pids: Vec<u32> = lab.workers().iter().filter_map(|it| it.pid).collect();
@@ -204,18 +207,6 @@ fn heaviest(folded: &[String]) -> String {
         let _ = writeln!(text, "| `{name}` | {part:.1} % |");
     }
     text
-}
-
-fn bin_dir(args: &Args) -> anyhow::Result<PathBuf> {
-    match &args.bin_dir {
-        Some(dir) => dir
-            .canonicalize()
-            .with_context(|| format!("no folder {}", dir.display())),
-        None => Ok(std::env::current_exe()?
-            .parent()
-            .context("this program is in no folder")?
-            .to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,7 @@
 //! `bench-limits`: figures that may not exceed a limit. Table on standard output, progress on standard
 //! error, both forms of the report in files; exit 1 if a limit is broken or could not be measured.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -15,6 +10,7 @@ use fabric_benches::limits::{
     figures::{Figure, Limit, Missing, Report},
     idle, lookup, restart,
 };
+use fabric_benches::programs::folder;
 use fabric_node::lab::{Interrupt, LabName, Progress};
 
 /// Measure what has a limit of its own: route lookup, ADD of a pod, idling, restart
@@ -53,7 +49,7 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     let out = args.out.canonicalize()?;
     let stage = Stage {
         name: args.name.clone(),
-        bin_dir: bin_dir(args.bin_dir.as_deref())?,
+        bin_dir: folder(args.bin_dir.as_deref())?,
         progress: Progress::new(args.quiet),
         interrupt: Interrupt::install()?,
     };
@@ -101,18 +97,6 @@ fn figures(limit: Limit, stage: &Stage) -> anyhow::Result<Vec<Figure>> {
         Limit::Attach => attach::measure(stage),
         Limit::Idle => idle::measure(stage),
         Limit::Restart => restart::measure(stage),
-    }
-}
-
-fn bin_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
-    match given {
-        Some(dir) => dir
-            .canonicalize()
-            .with_context(|| format!("no folder {}", dir.display())),
-        None => Ok(std::env::current_exe()?
-            .parent()
-            .context("this program is in no folder")?
-            .to_owned()),
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use fabric_benches::{
     iperf::{self, Direction, Ends, TcpLoad},
+    programs::folder,
     usage::cpu_seconds,
 };
 use fabric_node::{
@@ -99,7 +100,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
     let progress = Progress::new(args.quiet);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let options = LabOptions::new(args.name.clone(), 2, 1, bin_dir(args)?);
+    let options = LabOptions::new(args.name.clone(), 2, 1, folder(args.bin_dir.as_deref())?);
     let mut lab = Lab::up_with(&options, &progress, &interrupt)?;
     let variants = Variant::all(args.ipv6);
     let mut rows: Vec<Row> = variants
@@ -217,18 +218,6 @@ fn median(samples: &[f64]) -> f64 {
         }
         (Some(middle), _) => *middle,
         (None, _) => f64::NAN,
-    }
-}
-
-fn bin_dir(args: &Args) -> anyhow::Result<PathBuf> {
-    match &args.bin_dir {
-        Some(dir) => dir
-            .canonicalize()
-            .with_context(|| format!("no folder {}", dir.display())),
-        None => Ok(std::env::current_exe()?
-            .parent()
-            .context("this program is in no folder")?
-            .to_owned()),
     }
 }
 

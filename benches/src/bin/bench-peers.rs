@@ -17,6 +17,7 @@ use fabric_benches::{
         CHECKED, Case, JUMBO_MTU_BYTES, Measure, System, UNDERLAY_MTU_BYTES, cases,
         cases_with_another_mtu,
     },
+    programs::folder,
     report::{Circumstances, Part, Report, charts, json, markdown},
     runner::{RunOptions, in_words, run},
 };
@@ -241,19 +242,10 @@ fn conclude(report: &Report, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn bed_options(args: &Args, out: &Path, plan: &Plan) -> anyhow::Result<BedOptions> {
-    let bin_dir = match &args.bin_dir {
-        Some(dir) => dir
-            .canonicalize()
-            .with_context(|| format!("no folder {}", dir.display()))?,
-        None => std::env::current_exe()?
-            .parent()
-            .context("this program is in no folder")?
-            .to_owned(),
-    };
     let cases = plan.run.cases.iter();
     Ok(BedOptions {
         name: args.name.clone(),
-        bin_dir,
+        bin_dir: folder(args.bin_dir.as_deref())?,
         peers: peers_folder(),
         peers_bin_dir: out.join("bin"),
         underlay_mtu: plan.underlay_mtu,

@@ -9,6 +9,7 @@ use fabric_benches::fair::{
     measure::Pairs,
     report::{Case, Report, Verdict},
 };
+use fabric_benches::programs::folder;
 use fabric_node::lab::{Interrupt, LabName, Progress};
 
 /// Measure who gets how much when four pods of one node send at once, and a ping beside them
@@ -73,7 +74,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn measure(args: &Args, progress: &Progress, interrupt: &Interrupt) -> anyhow::Result<Report> {
     let congestions = congestions(args)?;
-    let pairs = Pairs::up(args.name.clone(), &bin_dir(args)?, progress, interrupt)?;
+    let pairs = Pairs::up(
+        args.name.clone(),
+        &folder(args.bin_dir.as_deref())?,
+        progress,
+        interrupt,
+    )?;
     let mut report = Report {
         circumstances: circumstances(args)?,
         idle: Vec::new(),
@@ -123,21 +129,6 @@ fn congestions(args: &Args) -> anyhow::Result<Vec<String>> {
     let mut names = vec![default.trim().to_owned(), "cubic".to_owned()];
     names.dedup();
     Ok(names)
-}
-
-fn bin_dir(args: &Args) -> anyhow::Result<PathBuf> {
-    match &args.bin_dir {
-        Some(dir) => dir
-            .canonicalize()
-            .with_context(|| format!("no folder {}", dir.display())),
-        None => {
-            let own = std::env::current_exe()?;
-            Ok(own
-                .parent()
-                .context("this program is in no folder")?
-                .to_owned())
-        }
-    }
 }
 
 fn circumstances(args: &Args) -> anyhow::Result<String> {

@@ -8,11 +8,13 @@
 //! [`system`] says who is measured, [`measure`] what can be asked, [`plan`] who is asked what. [`bed`]
 //! builds the two workers with every system on them, [`runner`] measures in turns with [`iperf`],
 //! [`ping`] and [`usage`], [`report`] sums up with [`statistics`] and judges, [`check`] compares with
-//! the floors. [`contender`] is how others are set up, [`programs`] is where programs are, [`child`] how they end. The
+//! the floors. [`contender`] is how others are set up, [`child`] how they end. The
 //! micro-benchmarks of `benches/benches` decide about a [`fabric`], and share [`stages`].
 //!
 //! Beside it, [`limits`] are figures that are compared with a limit and with nobody, [`fair`] is how
-//! four pods share a node, and [`yardstick`] has two relays to hold the fabric against.
+//! four pods share a node, and [`yardstick`] has two relays to hold the fabric against. All programs
+//! share [`invocation`], what they are told and how they end, and [`machine`], where they ran;
+//! [`two_pods`] is for those that look at one stream.
 
 pub mod bed;
 pub mod check;
@@ -20,16 +22,18 @@ pub mod child;
 pub mod contender;
 pub mod fabric;
 pub mod fair;
+pub mod invocation;
 pub mod iperf;
 pub mod limits;
+pub mod machine;
 pub mod measure;
 pub mod ping;
 pub mod plan;
-pub mod programs;
 pub mod report;
 pub mod runner;
 pub mod stages;
 pub mod statistics;
 pub mod system;
+pub mod two_pods;
 pub mod usage;
 pub mod yardstick;

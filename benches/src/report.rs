@@ -14,7 +14,7 @@ pub mod targets;
 use std::collections::BTreeMap;
 
 pub use self::samples::{Sample, Samples};
-use crate::{bed::Missing, plan::System};
+use crate::{bed::Missing, machine::Machine, plan::System};
 
 /// Everything that a run found.
 #[derive(Clone, Debug)]
@@ -49,12 +49,8 @@ pub struct Circumstances {
     pub repetitions: u32,
     /// Length of one measurement under load (seconds).
     pub seconds: u32,
-    /// Kernel release.
-    pub kernel: String,
-    /// Name of the processor.
-    pub processor: String,
-    /// Processors.
-    pub processors: usize,
+    /// On which machine.
+    pub machine: Machine,
 }
 
 impl Part {

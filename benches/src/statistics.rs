@@ -35,12 +35,13 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some((lower + upper) / 2.0)
 }
 
-/// The smallest value that at least `percent` of all values do not exceed (nearest rank); `None`
-/// without values. From 1 to 100 percent.
+/// The smallest value that at least `percent` of all values do not exceed (nearest rank), one that was
+/// observed and never one in between: 0 is the smallest, 100 the largest. `None` without values, and
+/// beyond 100.
 #[must_use]
 pub fn percentile(values: &[f64], percent: usize) -> Option<f64> {
     let rank = (values.len() * percent).div_ceil(100);
-    sorted(values).get(rank.checked_sub(1)?).copied()
+    sorted(values).get(rank.saturating_sub(1)).copied()
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {
@@ -68,6 +69,7 @@ mod tests {
         assert_eq!(percentile(&values, 99), Some(198.0));
         assert_eq!(percentile(&values, 50), Some(100.0));
         assert_eq!(percentile(&values, 100), Some(200.0));
+        assert_eq!(percentile(&values, 0), Some(1.0));
         assert_eq!(percentile(&[2.0, 1.0], 99), Some(2.0));
         assert_eq!(percentile(&[], 99), None);
     }

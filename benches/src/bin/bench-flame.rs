@@ -12,16 +12,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use fabric_benches::{
-    iperf::{self, Direction, Ends, TcpLoad},
-    programs::folder,
+    invocation::{Invocation, exit_code},
+    two_pods,
 };
-use fabric_node::{
-    lab::{Interrupt, Lab, LabName, LabOptions, Progress, command},
-    sys::netns::Netns,
-};
+use fabric_node::lab::{Interrupt, Lab, LabName, command};
 use inferno::{
     collapse::{Collapse as _, perf::Folder},
     flamegraph::{self, Options},
@@ -36,50 +33,34 @@ const FUNCTIONS_MAX: usize = 15;
 
 /// Draw where both daemons spend their time while one TCP stream runs between two pods
 #[derive(Debug, Parser)]
-#[command(name = "bench-flame", version)]
+#[command(name = "bench-flame", version, mut_arg("out", |out| out.help("Folder for the pictures")))]
 struct Args {
     /// How long is watched
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Folder for the pictures
-    #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    out: PathBuf,
-    /// Folder of the programs fabric-node and fabric-cni [default: where this program is]
-    #[arg(long, env = "FABRIC_BIN_DIR", value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
     /// Name of the lab that is built
     #[arg(long, default_value = "bench-flame")]
     name: LabName,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    invocation: Invocation,
 }
 
 fn main() -> ExitCode {
-    match draw(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(draw(&Args::parse()))
 }
 
 fn draw(args: &Args) -> anyhow::Result<()> {
     let perf = command::find("perf").context("perf is not installed (Debian: linux-perf)")?;
     let interrupt = Interrupt::install()?;
-    let progress = Progress::new(args.quiet);
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let options = LabOptions::new(args.name.clone(), 2, 1, folder(args.bin_dir.as_deref())?);
+    let progress = args.invocation.progress();
+    let out = args.invocation.folder()?;
+    let options = two_pods::options(&args.name, &args.invocation)?;
     let lab = Lab::up_with(&options, &progress, &interrupt)?;
     progress.step("watching both daemons while a stream runs");
-    let pids: Vec<u32> = lab.workers().iter().filter_map(|it| it.pid).collect();
-    let &[sender, receiver] = pids.as_slice() else {
-        bail!("not both daemons run")
-    };
-    let record = |pid, end: &str| record(&perf, pid, args.seconds, &args.out, end);
+    let [sender, receiver] = two_pods::daemons(&lab)?;
+    let record = |pid, end: &str| record(&perf, pid, args.seconds, out, end);
     let recordings = thread::scope(|scope| -> anyhow::Result<_> {
-        let load = scope.spawn(|| stream(&lab, args.seconds + AROUND));
+        let load = scope.spawn(|| two_pods::stream(&lab, false, args.seconds + AROUND));
         thread::sleep(Duration::from_secs((AROUND / 2).into()));
         let ends = [(sender, "sender"), (receiver, "receiver")];
         let ends = ends.map(|(pid, end)| scope.spawn(move || record(pid, end)));
@@ -90,10 +71,10 @@ fn draw(args: &Args) -> anyhow::Result<()> {
                     .map_err(|_| anyhow::anyhow!("a thread panicked"))??,
             );
         }
-        let rate = load
+        let load = load
             .join()
             .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        Ok((recordings, rate))
+        Ok((recordings, load.gbit_per_second))
     });
     drop((lab, progress));
     let (recordings, rate) = recordings?;
@@ -104,34 +85,12 @@ fn draw(args: &Args) -> anyhow::Result<()> {
     )?;
     for (recording, end) in recordings.iter().zip(["sender", "receiver"]) {
         let folded = fold(&perf, recording)?;
-        let picture = args.out.join(format!("flame-{end}.svg"));
+        let picture = out.join(format!("flame-{end}.svg"));
         picture_of(&folded, end, &picture)?;
         writeln!(stdout, "\n{}: {}\n", end, picture.display())?;
         stdout.write_all(heaviest(&folded).as_bytes())?;
     }
     Ok(())
-}
-
-fn stream(lab: &Lab, seconds: u32) -> anyhow::Result<f64> {
-    let [from, to] = lab.pods() else {
-        bail!("the lab has not two pods")
-    };
-    let mut addresses = to.addresses.iter().copied();
-    let (client, server) = (Netns::open(&from.netns)?, Netns::open(&to.netns)?);
-    let ends = Ends {
-        client: &client,
-        server: &server,
-        address: addresses
-            .find(std::net::IpAddr::is_ipv4)
-            .context("the pod has no IPv4 address")?,
-    };
-    let load = TcpLoad {
-        streams: 1,
-        direction: Direction::Forth,
-        seconds,
-        congestion: None,
-    };
-    Ok(iperf::tcp(ends, load)?.gbit_per_second)
 }
 
 /// Samples process `pid` into a file, with its stacks by the unwind tables: there are no frame pointers.

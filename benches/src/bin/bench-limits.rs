@@ -1,17 +1,19 @@
 //! `bench-limits`: figures that may not exceed a limit. Table on standard output, progress on standard
 //! error, both forms of the report in files; exit 1 if a limit is broken or could not be measured.
 
-use std::{fs, io::Write as _, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::Parser;
-use fabric_benches::limits::{
-    Stage, attach,
-    figures::{Figure, Limit, Missing, Report},
-    idle, lookup, restart,
+use fabric_benches::{
+    invocation::{Invocation, exit_code},
+    limits::{
+        Stage, attach,
+        figures::{Figure, Limit, Missing, Report},
+        idle, lookup, restart,
+    },
+    machine::Machine,
 };
-use fabric_benches::programs::folder;
-use fabric_node::lab::{Interrupt, LabName, Progress};
+use fabric_node::lab::{Interrupt, LabName};
 
 /// Measure what has a limit of its own: route lookup, ADD of a pod, idling, restart
 #[derive(Debug, Parser)]
@@ -20,37 +22,23 @@ struct Args {
     /// Only these
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIMIT,...")]
     only: Vec<Limit>,
-    /// Folder for the reports
-    #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    out: PathBuf,
-    /// Folder of the programs fabric-node and fabric-cni [default: where this program is]
-    #[arg(long, env = "FABRIC_BIN_DIR", value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
     /// Name of the labs that are built
     #[arg(long, default_value = "limits")]
     name: LabName,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    invocation: Invocation,
 }
 
 fn main() -> ExitCode {
-    match measure(&Args::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(measure(&Args::parse()))
 }
 
 fn measure(args: &Args) -> anyhow::Result<ExitCode> {
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let out = args.out.canonicalize()?;
+    args.invocation.folder()?;
     let stage = Stage {
         name: args.name.clone(),
-        bin_dir: folder(args.bin_dir.as_deref())?,
-        progress: Progress::new(args.quiet),
+        bin_dir: args.invocation.programs()?,
+        progress: args.invocation.progress(),
         interrupt: Interrupt::install()?,
     };
     let mut report = Report {
@@ -77,13 +65,9 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     }
     drop(stage);
     let text = report.to_markdown();
-    fs::write(
-        out.join("limits.json"),
-        serde_json::to_vec_pretty(&report.to_json())?,
-    )?;
-    fs::write(out.join("limits.md"), &text)?;
+    args.invocation
+        .deliver("limits", &report.to_json(), &text)?;
     let mut stdout = std::io::stdout();
-    stdout.write_all(text.as_bytes())?;
     let failures = report.failures();
     for line in &failures {
         writeln!(stdout, "{line}")?;
@@ -101,14 +85,12 @@ fn figures(limit: Limit, stage: &Stage) -> anyhow::Result<Vec<Figure>> {
 }
 
 fn machine() -> anyhow::Result<String> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("unknown processor", |(_, name)| name.trim());
+    let Machine {
+        kernel,
+        processor,
+        processors,
+    } = Machine::here()?;
     Ok(format!(
-        "{processor}, {} processors, Linux {}",
-        std::thread::available_parallelism()?,
-        fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
+        "{processor}, {processors} processors, Linux {kernel}"
     ))
 }

@@ -1,19 +1,20 @@
 //! `bench-offloads`: what one TCP stream across two workers costs without each of the offloads.
 //! Table on standard output, progress on standard error, both forms of the report in files.
 
-use std::{fs, io::Write as _, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use clap::Parser;
 use fabric_benches::{
-    iperf::{self, Direction, Ends, TcpLoad},
-    programs::folder,
+    invocation::{Invocation, exit_code},
+    machine::Machine,
+    statistics::median,
+    two_pods,
     usage::cpu_seconds,
 };
 use fabric_node::{
     config::offloads::{Offload, Offloads},
-    lab::{Interrupt, Lab, LabName, LabOptions, Progress},
-    sys::netns::Netns,
+    lab::{Interrupt, Lab, LabName},
 };
 use serde::Serialize;
 
@@ -30,18 +31,11 @@ struct Args {
     /// Over IPv6 in the pods
     #[arg(long)]
     ipv6: bool,
-    /// Folder for the reports
-    #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    out: PathBuf,
-    /// Folder of the programs fabric-node and fabric-cni [default: where this program is]
-    #[arg(long, env = "FABRIC_BIN_DIR", value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
     /// Name of the lab that is built
     #[arg(long, default_value = "bench-offloads")]
     name: LabName,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    invocation: Invocation,
 }
 
 /// What is measured: both daemons with these offloads.
@@ -78,29 +72,22 @@ struct Row {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
-    kernel: String,
-    processor: String,
-    processors: usize,
+    #[serde(flatten)]
+    machine: Machine,
     seconds: u32,
     ipv6: bool,
     rows: Vec<Row>,
 }
 
 fn main() -> ExitCode {
-    match measure(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(measure(&Args::parse()))
 }
 
 fn measure(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
-    let progress = Progress::new(args.quiet);
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let options = LabOptions::new(args.name.clone(), 2, 1, folder(args.bin_dir.as_deref())?);
+    let progress = args.invocation.progress();
+    args.invocation.folder()?;
+    let options = two_pods::options(&args.name, &args.invocation)?;
     let mut lab = Lab::up_with(&options, &progress, &interrupt)?;
     let variants = Variant::all(args.ipv6);
     let mut rows: Vec<Row> = variants
@@ -122,40 +109,23 @@ fn measure(args: &Args) -> anyhow::Result<()> {
         }
     }
     drop((lab, progress));
-    let report = report(args, rows)?;
-    let text = to_markdown(&report);
-    let file = |extension: &str| {
-        let family = if args.ipv6 { "-ipv6" } else { "" };
-        args.out.join(format!("offloads{family}.{extension}"))
+    let report = Report {
+        machine: Machine::here()?,
+        seconds: args.seconds,
+        ipv6: args.ipv6,
+        rows,
     };
-    fs::write(file("json"), serde_json::to_vec_pretty(&report)?)?;
-    fs::write(file("md"), &text)?;
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    let family = if args.ipv6 { "-ipv6" } else { "" };
+    let text = to_markdown(&report).context("nothing was measured")?;
+    args.invocation
+        .deliver(&format!("offloads{family}"), &report, &text)
 }
 
 /// Gbit/s, and CPU seconds of both daemons per 10^9 bytes.
 fn once(lab: &Lab, args: &Args) -> anyhow::Result<(f64, f64)> {
-    let [from, to] = lab.pods() else {
-        anyhow::bail!("the lab has not two pods")
-    };
-    let mut addresses = to.addresses.iter().copied();
-    let address = addresses.find(|it: &IpAddr| it.is_ipv6() == args.ipv6);
-    let (client, server) = (Netns::open(&from.netns)?, Netns::open(&to.netns)?);
-    let ends = Ends {
-        client: &client,
-        server: &server,
-        address: address.context("the pod has no such address")?,
-    };
-    let load = TcpLoad {
-        streams: 1,
-        direction: Direction::Forth,
-        seconds: args.seconds,
-        congestion: None,
-    };
-    let daemons: Vec<u32> = lab.workers().iter().filter_map(|it| it.pid).collect();
-    ensure!(daemons.len() == 2, "not both daemons run");
+    let daemons = two_pods::daemons(lab)?;
     let before = cpu_seconds(&daemons)?;
-    let transfer = iperf::tcp(ends, load)?;
+    let transfer = two_pods::stream(lab, args.ipv6, args.seconds)?;
     let used = cpu_seconds(&daemons)? - before;
     Ok((
         transfer.gbit_per_second,
@@ -163,76 +133,69 @@ fn once(lab: &Lab, args: &Args) -> anyhow::Result<(f64, f64)> {
     ))
 }
 
-fn report(args: &Args, rows: Vec<Row>) -> anyhow::Result<Report> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("unknown processor", |(_, name)| name.trim());
-    Ok(Report {
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
-        processor: processor.to_owned(),
-        processors: std::thread::available_parallelism()?.get(),
-        seconds: args.seconds,
-        ipv6: args.ipv6,
-        rows,
-    })
-}
-
-fn to_markdown(report: &Report) -> String {
+/// `None` if a row has no values.
+fn to_markdown(report: &Report) -> Option<String> {
     use std::fmt::Write as _;
+    let machine = &report.machine;
     let family = if report.ipv6 { "IPv6" } else { "IPv4" };
-    let passes = report
-        .rows
-        .first()
-        .map_or(0, |row| row.gbit_per_second.len());
+    let first = report.rows.first()?;
+    let (passes, all) = (first.gbit_per_second.len(), median(&first.gbit_per_second)?);
     let mut text = format!(
         "Linux {}, {} x {}; medians of {passes} x {} s, {family}\n\n\
          | off on both sides | Gbit/s | to all | cpu-s/GB |\n|---|---|---|---|\n",
-        report.kernel, report.processors, report.processor, report.seconds,
+        machine.kernel, machine.processors, machine.processor, report.seconds,
     );
-    let all = report.rows.first().map(|row| median(&row.gbit_per_second));
     for row in &report.rows {
-        let rate = median(&row.gbit_per_second);
+        let rate = median(&row.gbit_per_second)?;
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
             "| {} | {rate:.2} | {:.2} | {:.2} |",
             row.off,
-            rate / all.unwrap_or(rate),
-            median(&row.cpu_seconds_per_gb),
+            rate / all,
+            median(&row.cpu_seconds_per_gb)?,
         );
     }
-    text
-}
-
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match (sorted.get(middle), sorted.len() % 2) {
-        (Some(upper), 0) => {
-            f64::midpoint(sorted.get(middle - 1).copied().unwrap_or(*upper), *upper)
-        }
-        (Some(middle), _) => *middle,
-        (None, _) => f64::NAN,
-    }
+    Some(text)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::float_cmp, reason = "nothing is computed with them")]
-
     use super::*;
 
-    /// The middle one of an odd number, the mean of the middle two of an even number.
+    /// Each row is compared with the first; without values there is no table.
     #[test]
-    fn medians() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(&[]).is_nan());
+    fn rows_are_compared_with_the_first() {
+        let row = |off, rates: &[f64]| Row {
+            off,
+            gbit_per_second: rates.to_vec(),
+            cpu_seconds_per_gb: vec![1.5],
+        };
+        let report = |rows| Report {
+            machine: Machine {
+                kernel: "6".to_owned(),
+                processor: "cpu".to_owned(),
+                processors: 2,
+            },
+            seconds: 3,
+            ipv6: false,
+            rows,
+        };
+        let whole = report(vec![row("nothing", &[5.0, 3.0]), row("uso", &[1.0])]);
+        let text = to_markdown(&whole).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "Linux 6, 2 x cpu; medians of 2 x 3 s, IPv4");
+        assert_eq!(
+            lines[4..],
+            [
+                "| nothing | 4.00 | 1.00 | 1.50 |",
+                "| uso | 1.00 | 0.25 | 1.50 |"
+            ]
+        );
+        assert_eq!(to_markdown(&report(vec![row("nothing", &[])])), None);
+        let document = serde_json::json!(whole);
+        assert_eq!(document["processors"], 2);
+        assert_eq!(document["rows"][1]["gbitPerSecond"][0], 1.0);
     }
 
     /// Each family has its own row for TCP super-packets, between all and none.

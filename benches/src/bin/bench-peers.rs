@@ -13,11 +13,12 @@ use clap::Parser;
 use fabric_benches::{
     bed::{Bed, BedOptions},
     check::{Outcome, check},
+    invocation::{Invocation, exit_code},
+    machine::Machine,
     plan::{
         CHECKED, Case, JUMBO_MTU_BYTES, Measure, System, UNDERLAY_MTU_BYTES, cases,
         cases_with_another_mtu,
     },
-    programs::folder,
     report::{Circumstances, Part, Report, charts, json, markdown},
     runner::{RunOptions, in_words, run},
 };
@@ -32,7 +33,7 @@ const CHARTS_FOLDER: &str = "charts";
 
 /// Measure fabric beside its peers and plain veth, in turns, between the same two workers
 #[derive(Debug, Parser)]
-#[command(name = "bench-peers", version)]
+#[command(name = "bench-peers", version, mut_arg("out", |out| out.help("Folder for the reports and for the peers' programs")))]
 struct Args {
     /// Passes over everything that is measured
     #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
@@ -49,9 +50,6 @@ struct Args {
     /// Measure only what has a floor; exit 1 below a floor, after one more round to make sure
     #[arg(long)]
     check: bool,
-    /// Folder for the reports and for the peers' programs
-    #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    out: PathBuf,
     /// TCP congestion control of the streams [default: the machine's]
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
@@ -59,15 +57,11 @@ struct Args {
     /// other one; with --check only the first
     #[arg(long, value_delimiter = ',', value_name = "BYTES,...", default_values_t = [UNDERLAY_MTU_BYTES, JUMBO_MTU_BYTES])]
     underlay_mtu: Vec<u32>,
-    /// Folder of the programs fabric-node and fabric-cni [default: where this program is]
-    #[arg(long, env = "FABRIC_BIN_DIR", value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
     /// Name of the lab that is built
     #[arg(long, default_value = "bench")]
     name: LabName,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    invocation: Invocation,
 }
 
 /// What is measured over one underlay.
@@ -108,13 +102,7 @@ impl Args {
 }
 
 fn main() -> ExitCode {
-    match measure(&Args::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(measure(&Args::parse()))
 }
 
 fn measure(args: &Args) -> anyhow::Result<ExitCode> {
@@ -124,10 +112,10 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
         !plans.is_empty(),
         "nothing to measure: no system of --only is asked a measure of --measure"
     );
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let out = args.out.canonicalize()?;
+    // Programs of the peers are started from here, whatever folder they run in.
+    let out = args.invocation.folder()?.canonicalize()?;
     announce(args, &plans);
-    let progress = Progress::new(args.quiet);
+    let progress = args.invocation.progress();
     let mut report = Report {
         circumstances: circumstances(&plans)?,
         parts: Vec::new(),
@@ -149,7 +137,7 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn announce(args: &Args, plans: &[Plan]) {
-    if args.quiet {
+    if args.invocation.quiet {
         return;
     }
     let estimate = plans.iter().map(|plan| plan.run.estimate()).sum();
@@ -245,7 +233,7 @@ fn bed_options(args: &Args, out: &Path, plan: &Plan) -> anyhow::Result<BedOption
     let cases = plan.run.cases.iter();
     Ok(BedOptions {
         name: args.name.clone(),
-        bin_dir: folder(args.bin_dir.as_deref())?,
+        bin_dir: args.invocation.programs()?,
         peers: peers_folder(),
         peers_bin_dir: out.join("bin"),
         underlay_mtu: plan.underlay_mtu,
@@ -260,18 +248,9 @@ fn peers_folder() -> PathBuf {
 
 fn circumstances(plans: &[Plan]) -> anyhow::Result<Circumstances> {
     let first = plans.first().context("nothing is planned")?;
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("unknown processor", |(_, name)| name.trim());
     Ok(Circumstances {
         repetitions: first.run.repetitions,
         seconds: first.run.seconds,
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned(),
-        processor: processor.to_owned(),
-        processors: std::thread::available_parallelism()?.get(),
+        machine: Machine::here()?,
     })
 }

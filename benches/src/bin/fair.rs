@@ -1,15 +1,17 @@
 //! `bench-fair`: four pods of one node send at once to four of another, and a fifth pings. Table on
 //! standard output, progress on standard error, both forms of the report in files.
 
-use std::{fs, io::Write as _, path::PathBuf, process::ExitCode};
+use std::{fs, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::Parser;
-use fabric_benches::fair::{
-    measure::Pairs,
-    report::{Case, Report, Verdict},
+use fabric_benches::{
+    fair::{
+        measure::Pairs,
+        report::{Case, Report, Verdict},
+    },
+    invocation::{Invocation, exit_code},
+    machine::Machine,
 };
-use fabric_benches::programs::folder;
 use fabric_node::lab::{Interrupt, LabName, Progress};
 
 /// Measure who gets how much when four pods of one node send at once, and a ping beside them
@@ -28,43 +30,25 @@ struct Args {
     /// Exit 1 where a promise is missed
     #[arg(long)]
     check: bool,
-    /// Folder for the reports
-    #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    out: PathBuf,
-    /// Folder of the programs fabric-node and fabric-cni [default: where this program is]
-    #[arg(long, env = "FABRIC_BIN_DIR", value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
     /// Name of the lab that is built
     #[arg(long, default_value = "fair")]
     name: LabName,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    invocation: Invocation,
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::install()?;
-    let progress = Progress::new(args.quiet);
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    let progress = args.invocation.progress();
+    args.invocation.folder()?;
     let report = measure(args, &progress, &interrupt)?;
     drop(progress);
-    let (text, json) = (report.to_markdown()?, report.to_json()?);
-    fs::write(args.out.join("fair.md"), &text)?;
-    fs::write(
-        args.out.join("fair.json"),
-        serde_json::to_vec_pretty(&json)?,
-    )?;
-    std::io::stdout().write_all(text.as_bytes())?;
+    args.invocation
+        .deliver("fair", &report.to_json()?, &report.to_markdown()?)?;
     let is_kept = report
         .verdicts()?
         .iter()
@@ -76,7 +60,7 @@ fn measure(args: &Args, progress: &Progress, interrupt: &Interrupt) -> anyhow::R
     let congestions = congestions(args)?;
     let pairs = Pairs::up(
         args.name.clone(),
-        &folder(args.bin_dir.as_deref())?,
+        &args.invocation.programs()?,
         progress,
         interrupt,
     )?;
@@ -132,16 +116,14 @@ fn congestions(args: &Args) -> anyhow::Result<Vec<String>> {
 }
 
 fn circumstances(args: &Args) -> anyhow::Result<String> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let processor = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("unknown processor", |(_, name)| name.trim());
+    let Machine {
+        kernel,
+        processor,
+        processors,
+    } = Machine::here()?;
+    let (repetitions, seconds) = (args.repetitions, args.seconds);
     Ok(format!(
-        "{} x {processor}, Linux {}, underlay MTU 1500; medians of {} repetitions of {} s, interleaved.",
-        std::thread::available_parallelism()?,
-        fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-        args.repetitions,
-        args.seconds,
+        "{processors} x {processor}, Linux {kernel}, underlay MTU 1500; medians of {repetitions} \
+         repetitions of {seconds} s, interleaved."
     ))
 }

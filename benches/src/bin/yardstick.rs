@@ -1,12 +1,15 @@
 //! `yardstick`: two relays to hold the fabric against, for the side-by-side runner. Neither is meant
 //! to carry anybody's traffic.
 
-use std::{io::Write as _, net::SocketAddr, process::ExitCode};
+use std::{net::SocketAddr, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use fabric_benches::yardstick::{
-    relay::{self, DEFAULT_KEY, RelayOptions},
-    wrapped::{self, Role, WrappedOptions},
+use fabric_benches::{
+    invocation::exit_code,
+    yardstick::{
+        relay::{self, DEFAULT_KEY, RelayOptions},
+        wrapped::{self, Role, WrappedOptions},
+    },
 };
 use ipnet::IpNet;
 
@@ -77,13 +80,7 @@ fn main() -> ExitCode {
             role,
         }),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(result)
 }
 
 fn key(text: &str) -> Result<[u8; 16], String> {

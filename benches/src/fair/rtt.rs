@@ -6,7 +6,10 @@ use anyhow::{Context as _, ensure};
 use fabric_node::sys::netns::Netns;
 use serde::Serialize;
 
-use crate::ping::{Pings, answered_ms};
+use crate::{
+    ping::{Pings, answered_ms},
+    statistics::percentile,
+};
 
 /// Pause between two packets (ms).
 pub const INTERVAL_MS: u32 = 10;
@@ -53,18 +56,12 @@ pub fn measure(netns: &Netns, address: IpAddr, time: Duration) -> anyhow::Result
 fn summed_up(sent: usize, mut times: Vec<f64>) -> Option<Rtt> {
     let answered = times.len();
     times.resize(sent, ANSWER_MS_MAX);
-    times.sort_by(f64::total_cmp);
-    // The smallest time that this part of all does not exceed.
-    let at = |percent: usize| {
-        let rank = (times.len() * percent).div_ceil(100);
-        times.get(rank.checked_sub(1)?).copied()
-    };
     Some(Rtt {
         sent,
         answered,
-        p50_ms: at(50)?,
-        p99_ms: at(99)?,
-        max_ms: at(100)?,
+        p50_ms: percentile(&times, 50)?,
+        p99_ms: percentile(&times, 99)?,
+        max_ms: percentile(&times, 100)?,
     })
 }
 

@@ -7,8 +7,9 @@ use fabric_node::lab::{Lab, plugin};
 
 use super::{
     Stage,
-    figures::{Figure, Limit, percentile},
+    figures::{Figure, Limit},
 };
+use crate::statistics::percentile;
 
 /// Pairs of ADD and DEL.
 const PAIRS: usize = 200;
@@ -17,7 +18,7 @@ const WARM_UP_PAIRS: usize = 5;
 /// Pods on the worker and on its neighbour, the one that comes and goes included.
 const PODS: [usize; 2] = [10, 1];
 /// Most at the median and at the 99th percentile (ms).
-const ADD_MS_MAX: [(&str, f64, f64); 2] = [("p50", 0.5, 15.0), ("p99", 0.99, 50.0)];
+const ADD_MS_MAX: [(&str, usize, f64); 2] = [("p50", 50, 15.0), ("p99", 99, 50.0)];
 
 /// Attaches and detaches one pod again and again.
 ///
@@ -46,19 +47,20 @@ pub fn measure(stage: &Stage) -> anyhow::Result<Vec<Figure>> {
     lab.down()?;
     let mut figures = Vec::new();
     for (what, times, is_limited) in [("ADD", &adds, true), ("DEL", &deletes, false)] {
-        let figure = |name: &str, share, most| {
+        let figure = |name: &str, percent, most| {
             Ok(Figure {
                 limit: Limit::Attach,
                 what: format!("{what}, {name} of {PAIRS}"),
-                value: percentile(times, share).context("no times")?,
+                value: percentile(times, percent).context("no times")?,
                 unit: "ms",
                 most,
             })
         };
         // What it costs while nothing else runs, as far as that ever was so.
-        figures.push(figure("fastest", 0.0, None));
+        figures.push(figure("fastest", 0, None));
         figures.extend(
-            ADD_MS_MAX.map(|(name, share, most)| figure(name, share, is_limited.then_some(most))),
+            ADD_MS_MAX
+                .map(|(name, percent, most)| figure(name, percent, is_limited.then_some(most))),
         );
     }
     figures.into_iter().collect()

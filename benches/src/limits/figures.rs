@@ -159,17 +159,6 @@ impl Report {
     }
 }
 
-/// The value below which `share` (0 to 1) of the values are; 0 is the smallest, 1 the largest.
-#[must_use]
-pub fn percentile(values: &[f64], share: f64) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let last = sorted.len().checked_sub(1)?;
-    // The nearest rank: an observed value, never one in between.
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.saturating_sub(1).min(last)).copied()
-}
-
 fn number(value: f64, unit: &str) -> String {
     let digits = if value.abs() < 10.0 && value.fract() != 0.0 {
         2
@@ -231,15 +220,5 @@ mod tests {
             "{text}"
         );
         assert_eq!(report.to_json()["figures"][1]["holds"], false);
-    }
-
-    /// Percentiles are observed values, from the smallest to the largest.
-    #[test]
-    fn percentiles_are_observed_values() {
-        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
-        for (share, expected) in [(0.0, 1.0), (0.5, 100.0), (0.99, 198.0), (1.0, 200.0)] {
-            assert_eq!(percentile(&values, share), Some(expected), "{share}");
-        }
-        assert_eq!(percentile(&[], 0.5), None);
     }
 }

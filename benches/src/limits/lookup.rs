@@ -5,8 +5,11 @@ use std::{hint::black_box, net::IpAddr, time::Instant};
 use anyhow::Context as _;
 use fabric_core::route::RouteTable;
 
-use super::figures::{Figure, Limit, percentile};
-use crate::fabric::{Fabric, SIZES, Size};
+use super::figures::{Figure, Limit};
+use crate::{
+    fabric::{Fabric, SIZES, Size},
+    statistics::percentile,
+};
 
 /// Lookups between two looks at the clock: reading it is then less than a hundredth of the time.
 const GROUP: usize = 1024;
@@ -40,9 +43,9 @@ pub fn measure(allocations: impl Fn(&mut dyn FnMut()) -> u64) -> anyhow::Result<
                 unit,
                 most,
             };
-            let at = |share| percentile(&times, share).context("no times");
-            figures.push(figure("p50", at(0.5)?, "ns", Some(most)));
-            figures.push(figure("p99 of groups of 1024", at(0.99)?, "ns", None));
+            let at = |percent| percentile(&times, percent).context("no times");
+            figures.push(figure("p50", at(50)?, "ns", Some(most)));
+            figures.push(figure("p99 of groups of 1024", at(99)?, "ns", None));
             figures.push(figure("allocations", counted as f64, "", Some(0.0)));
         }
     }

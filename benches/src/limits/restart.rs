@@ -19,8 +19,9 @@ use fabric_node::lab::{Lab, Pod, underlay::inside};
 
 use super::{
     Stage,
-    figures::{Figure, Limit, percentile},
+    figures::{Figure, Limit},
 };
+use crate::statistics::percentile;
 
 /// Restarts.
 const RESTARTS: usize = 15;
@@ -66,11 +67,11 @@ pub fn measure(stage: &Stage) -> anyhow::Result<Vec<Figure>> {
     lab.down()?;
     let mut figures = Vec::new();
     for (to, times) in ["same node", "other node"].into_iter().zip(&times) {
-        for (name, share, most) in [("p50", 0.5, Some(FIRST_PACKET_MS_MAX)), ("max", 1.0, None)] {
+        for (name, percent, most) in [("p50", 50, Some(FIRST_PACKET_MS_MAX)), ("max", 100, None)] {
             figures.push(Figure {
                 limit: Limit::Restart,
                 what: format!("start to first packet, {to}, {name} of {RESTARTS}"),
-                value: percentile(times, share).context("no times")?,
+                value: percentile(times, percent).context("no times")?,
                 unit: "ms",
                 most,
             });

@@ -3,6 +3,7 @@
 use super::{Circumstances, Part, Report, Sample, Samples};
 use crate::{
     bed::Missing,
+    machine::Machine,
     plan::{Case, Figure, Measure, System, UNDERLAY_MTU_BYTES},
 };
 
@@ -26,9 +27,11 @@ pub(super) fn report(samples: Samples) -> Report {
         circumstances: Circumstances {
             repetitions: 3,
             seconds: 1,
-            kernel: "6".to_owned(),
-            processor: "cpu".to_owned(),
-            processors: 2,
+            machine: Machine {
+                kernel: "6".to_owned(),
+                processor: "cpu".to_owned(),
+                processors: 2,
+            },
         },
         parts: vec![Part {
             samples,

@@ -9,14 +9,15 @@ use crate::plan::{Case, System};
 #[must_use]
 pub fn document(report: &Report) -> Value {
     let circumstances = &report.circumstances;
+    let machine = &circumstances.machine;
     let parts: Vec<Value> = report.parts.iter().map(part).collect();
     json!({
         "kind": "PeerBenchmark",
         "repetitions": circumstances.repetitions,
         "seconds": circumstances.seconds,
-        "kernel": circumstances.kernel,
-        "processor": circumstances.processor,
-        "processors": circumstances.processors,
+        "kernel": machine.kernel,
+        "processor": machine.processor,
+        "processors": machine.processors,
         "congestion": report.congestion(),
         "targets": targets::judge(report),
         "underlays": parts,

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{Circumstances, Part, Report, Samples, charts::Chart, targets};
 use crate::{
     bed::Missing,
+    machine::Machine,
     plan::{Case, Figure, Measure, System},
 };
 
@@ -219,10 +220,13 @@ fn circumstances(report: &Report) -> String {
     let Circumstances {
         repetitions,
         seconds,
+        machine,
+    } = &report.circumstances;
+    let Machine {
         kernel,
         processor,
         processors,
-    } = &report.circumstances;
+    } = machine;
     format!(
         "Repetitions in turns: {repetitions}, {seconds} s each; TCP congestion control {}; Linux \
          {kernel}; {processors} x {processor}.\nfabric is measured \

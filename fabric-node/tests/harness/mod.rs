@@ -12,6 +12,7 @@
 )]
 
 pub mod hostile;
+pub mod one_rogue;
 pub mod rogue;
 pub mod traffic;
 

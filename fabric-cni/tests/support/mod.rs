@@ -1,6 +1,13 @@
 //! One execution of the real plugin binary against a daemon of a few lines.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "each test file uses its part, and support that fails fails its test"
+)]
+
+pub(crate) mod refusals;
 
 use std::{
     io::{Read, Write},
@@ -12,7 +19,8 @@ use std::{
 };
 
 use fabric_proto::cni::{
-    Attached, FRAME_HEADER_LEN, Request, Response, decode_frame, encode_frame, frame_length,
+    Attached, AttachmentKey, FRAME_HEADER_LEN, Request, Response, decode_frame, encode_frame,
+    frame_length,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -66,6 +74,24 @@ pub(crate) fn attached() -> Response {
         mtu: 1500,
         addresses: vec!["10.244.1.5".parse().unwrap(), "fd00::5".parse().unwrap()],
     })
+}
+
+/// Of the container with this id in the network and on the interface that a [`Call`] names.
+pub(crate) fn key_of(container_id: &str) -> AttachmentKey {
+    AttachmentKey {
+        network: "fabric".into(),
+        container_id: container_id.into(),
+        ifname: "eth0".into(),
+    }
+}
+
+/// The call succeeded and printed nothing at all.
+pub(crate) fn check_silent(outcome: &Outcome) {
+    assert_eq!(outcome.status, 0, "{outcome:?}");
+    assert!(
+        outcome.stdout.is_empty() && outcome.stderr.is_empty(),
+        "{outcome:?}"
+    );
 }
 
 impl Call {

@@ -141,7 +141,7 @@ mod tests {
         let code = |code: ExitCode| format!("{code:?}");
         assert_eq!(code(exit_code(Ok(()))), code(ExitCode::SUCCESS));
         assert_eq!(code(exit_code(Ok(ExitCode::from(7)))), code(7.into()));
-        let error: anyhow::Result<()> = Err(anyhow::anyhow!("an error of a test"));
+        let error: anyhow::Result<()> = Err(anyhow::anyhow!("wanted by a test of how errors end a program"));
         assert_eq!(code(exit_code(error)), code(ExitCode::FAILURE));
     }
 }

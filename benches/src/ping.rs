@@ -84,10 +84,11 @@ fn times_ms(socket: &mut EchoSocket, pings: Pings) -> anyhow::Result<Vec<f64>> {
     let mut keep = |time: Duration| times.push(time.as_secs_f64() * 1000.0);
     let start = Instant::now();
     for number in 0..pings.count {
-        socket.receive_until(start + pings.due(number), &mut keep)?;
+        while socket.receive(start + pings.due(number), &mut keep)? {}
         socket.send()?;
     }
-    socket.receive_rest(Instant::now() + WAIT, &mut keep)?;
+    let end = Instant::now() + WAIT;
+    while !socket.is_complete() && socket.receive(end, &mut keep)? {}
     Ok(times)
 }
 

@@ -87,54 +87,30 @@ impl EchoSocket {
         }
     }
 
-    /// Hands the time of each answer that comes before `deadline` to `keep`, and returns then.
+    /// Whether every request has its answer.
+    pub(super) fn is_complete(&self) -> bool {
+        self.sent.iter().all(Option::is_none)
+    }
+
+    /// Waits for something to receive and hands the time of each answer to `keep`; whether anything
+    /// came before `deadline`. After it, what has come already is still taken.
     ///
     /// # Errors
     ///
     /// The socket reports one.
-    pub(super) fn receive_until(
+    pub(super) fn receive(
         &mut self,
         deadline: Instant,
         keep: &mut impl FnMut(Duration),
-    ) -> anyhow::Result<()> {
-        loop {
-            self.drain(keep)?;
-            if !self.wait(deadline)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The same, but returns as soon as every request has its answer.
-    ///
-    /// # Errors
-    ///
-    /// The socket reports one.
-    pub(super) fn receive_rest(
-        &mut self,
-        deadline: Instant,
-        keep: &mut impl FnMut(Duration),
-    ) -> anyhow::Result<()> {
-        loop {
-            self.drain(keep)?;
-            let is_complete = self.sent.iter().all(Option::is_none);
-            if is_complete || !self.wait(deadline)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Waits for something to receive; whether it came before `deadline`.
-    fn wait(&self, deadline: Instant) -> anyhow::Result<bool> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let left = Timespec::try_from(left)?;
+    ) -> anyhow::Result<bool> {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
         match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&left)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(true),
-            Err(error) => Err(error.into()),
+            Ok(0) => return Ok(false),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        self.drain(keep)?;
+        Ok(true)
     }
 
     fn drain(&mut self, keep: &mut impl FnMut(Duration)) -> anyhow::Result<()> {

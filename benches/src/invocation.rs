@@ -141,7 +141,9 @@ mod tests {
         let code = |code: ExitCode| format!("{code:?}");
         assert_eq!(code(exit_code(Ok(()))), code(ExitCode::SUCCESS));
         assert_eq!(code(exit_code(Ok(ExitCode::from(7)))), code(7.into()));
-        let error: anyhow::Result<()> = Err(anyhow::anyhow!("wanted by a test of how errors end a program"));
+        let error: anyhow::Result<()> = Err(anyhow::anyhow!(
+            "wanted by a test of how errors end a program"
+        ));
         assert_eq!(code(exit_code(error)), code(ExitCode::FAILURE));
     }
 }

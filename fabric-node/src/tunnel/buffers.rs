@@ -14,9 +14,9 @@ pub const BUFFER_BYTES: usize = 66 * 1024;
 const COPY_BYTES_MAX: usize = 2 * 1024;
 /// Size of the areas that small packets are copied into (bytes).
 const SMALL_AREA_BYTES: usize = 64 * 1024;
-/// Buffers remembered while parts of them are in use. 64 x 66 KiB = 4.1 MiB per worker; beyond it
+/// Buffers remembered while parts of them are in use. 128 x 66 KiB = 8.3 MiB per worker; beyond it
 /// the oldest is forgotten and freed when its last part is.
-const RETIRED_MAX: usize = 64;
+const RETIRED_MAX: usize = 128;
 
 /// Memory that `len` bytes out of a [`BufferPool`] keep in use (bytes).
 #[must_use]

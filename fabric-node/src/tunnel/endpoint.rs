@@ -8,6 +8,7 @@
 
 mod dialling;
 mod lifecycle;
+mod timers;
 mod transmit;
 
 use std::{
@@ -27,7 +28,10 @@ use quinn_proto::{
 };
 use quinn_udp::RecvMeta;
 
-use self::lifecycle::{payload_max, payload_max_for};
+use self::{
+    lifecycle::{payload_max, payload_max_for},
+    timers::Timers,
+};
 use super::{
     buffers::BufferPool,
     dialer::ATTEMPT_MAX,
@@ -96,10 +100,15 @@ pub struct Endpoint {
     sockets: Vec<UnderlaySocket>,
     pool: BufferPool,
     links: Vec<Option<Box<Slot>>>,
+    timers: Timers,
     peers: BTreeMap<PeerId, PeerEntry>,
+    /// When the first attempt to connect is due.
+    dial_due: Option<Instant>,
+    /// Connections that were touched since they were last asked what they have to say.
     dirty: Vec<usize>,
     scratch: Vec<u8>,
     queues: QueueAccounts,
+    queued: u64,
     lost: u64,
     bad_records: u64,
     workers_learned: bool,
@@ -129,6 +138,8 @@ struct Slot {
     /// When the last datagram of this connection came.
     heard: Instant,
     dirty: bool,
+    /// Packets that waited in its queue when the endpoint last looked.
+    queued: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -196,10 +207,13 @@ impl Endpoint {
             sockets,
             pool,
             links: Vec::new(),
+            timers: Timers::new(Instant::now()),
             peers: BTreeMap::new(),
+            dial_due: None,
             dirty: Vec::new(),
             scratch: Vec::with_capacity(SEND_BYTES_MAX + 2048),
             queues: QueueAccounts::default(),
+            queued: 0,
             lost: 0,
             bad_records: 0,
             workers_learned: false,
@@ -309,7 +323,9 @@ impl Endpoint {
         }
         let mut again = Vec::new();
         for index in std::mem::take(&mut self.dirty) {
-            if self.transmit_link(index, now) {
+            let more = self.transmit_link(index, now);
+            self.take_stock(index, now);
+            if more {
                 again.push(index);
             } else if let Some(slot) = self.slot(index) {
                 slot.dirty = false;
@@ -318,38 +334,46 @@ impl Endpoint {
         self.dirty.extend(again);
     }
 
+    /// Notes what a connection that was touched has come to: when it wants to be called, what waits
+    /// in its queue, what became of packets.
+    fn take_stock(&mut self, index: usize, now: Instant) {
+        let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let deadline = slot.deadline(self.context.settings.idle_timeout);
+        let due = [slot.link.poll_timeout(), deadline];
+        self.timers.set(index, due.into_iter().flatten().min(), now);
+        self.queues.add(slot.link.take_accounts());
+        let before = std::mem::replace(&mut slot.queued, slot.link.queued());
+        self.queued = self.queued + slot.queued - before;
+    }
+
     /// Whether a connection has more to send than one turn allows.
     #[must_use]
     pub fn has_more(&self) -> bool {
         !self.dirty.is_empty() && !self.is_held()
     }
 
-    /// When [`Self::handle_timeouts`] is due.
-    pub fn next_timeout(&mut self) -> Option<Instant> {
-        let links = self.links.iter_mut().flatten().filter_map(|slot| {
-            let deadline = slot.deadline(self.context.settings.idle_timeout);
-            [slot.link.poll_timeout(), deadline]
-                .into_iter()
-                .flatten()
-                .min()
-        });
-        let dials = self.peers.values().flat_map(|entry| entry.dialled.values());
-        let dials = dials
-            .filter(|dialled| dialled.link.is_none())
-            .map(|dialled| dialled.dialer.due());
-        links.chain(dials).min()
+    /// When [`Self::handle_timeouts`] is due. Connections that were touched count from the next
+    /// [`Self::transmit`] on.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.timers.next().into_iter().chain(self.dial_due).min()
     }
 
     /// Time has passed: retransmissions, dead peers, new attempts.
     pub fn handle_timeouts(&mut self, now: Instant) {
         let idle_timeout = self.context.settings.idle_timeout;
         for index in 0..self.links.len() {
+            if !self.timers.is_due(index, now) {
+                continue;
+            }
+            self.mark(index);
             let Some(slot) = self.slot(index) else {
                 continue;
             };
             if slot.link.poll_timeout().is_some_and(|due| due <= now) {
                 slot.link.handle_timeout(now);
-                self.mark(index);
                 self.drive(index, now);
             }
             let Some(slot) = self.slot(index) else {
@@ -364,7 +388,9 @@ impl Endpoint {
                 self.end(index, close::TOO_SLOW, reason, now);
             }
         }
-        self.dial(now);
+        if self.dial_due.is_some_and(|due| due <= now) {
+            self.dial(now);
+        }
     }
 
     /// Closes all connections: the daemon stops.
@@ -378,11 +404,8 @@ impl Endpoint {
         self.transmit(now);
     }
 
-    /// What became of packets since the last call.
+    /// What became of packets since the last call, as of the last [`Self::transmit`].
     pub fn take_accounts(&mut self) -> Accounts {
-        for slot in self.links.iter_mut().flatten() {
-            self.queues.add(slot.link.take_accounts());
-        }
         Accounts {
             queues: std::mem::take(&mut self.queues),
             lost: std::mem::take(&mut self.lost),
@@ -390,14 +413,10 @@ impl Endpoint {
         }
     }
 
-    /// Packets that wait in front of connections.
+    /// Packets that wait in front of connections, as of the last [`Self::transmit`].
     #[must_use]
     pub fn queued(&self) -> u64 {
-        self.links
-            .iter()
-            .flatten()
-            .map(|slot| slot.link.queued())
-            .sum()
+        self.queued
     }
 
     /// True once after a peer told how many workers it has.

@@ -298,7 +298,7 @@ impl PeerLink for QuicLink {
     }
 
     fn is_backlogged(&self) -> bool {
-        self.queue.pinned() > STREAM_QUEUE_BYTES_MAX / 4
+        self.queue.pinned() > STREAM_QUEUE_BYTES_MAX / 8
     }
 
     fn flush(&mut self) {

@@ -55,6 +55,9 @@ impl Endpoint {
                 dialled.dialer.failed(now, spread);
             }
         }
+        let dialled = self.peers.values().flat_map(|entry| entry.dialled.values());
+        let waiting = dialled.filter(|dialled| dialled.link.is_none());
+        self.dial_due = waiting.map(|dialled| dialled.dialer.due()).min();
     }
 
     fn dial_one(

@@ -282,9 +282,11 @@ impl Endpoint {
         slot.stage = Stage::Closing;
         let accounts = slot.link.take_accounts();
         let lost = slot.link.discard_queue();
+        let counted = std::mem::take(&mut slot.queued);
         let (peer, connection, dialled) = (slot.peer, slot.connection, slot.dialled);
         self.queues.add(accounts);
         self.lost += lost;
+        self.queued -= counted;
         self.changed = true;
         let Some(entry) = peer.and_then(|peer| self.peers.get_mut(&peer)) else {
             return;
@@ -305,6 +307,8 @@ impl Endpoint {
         {
             dialled.link = None;
             dialled.dialer.failed(now, spread);
+            let due = dialled.dialer.due();
+            self.dial_due = self.dial_due.into_iter().chain([due]).min();
         }
     }
 
@@ -323,6 +327,7 @@ impl Endpoint {
         if let Some(slot) = self.links.get_mut(index) {
             *slot = None;
         }
+        self.timers.set(index, None, now);
         for entry in self.peers.values_mut() {
             entry.live.retain(|live| *live != index);
         }
@@ -359,6 +364,7 @@ impl Endpoint {
                 since: now,
                 heard: now,
                 dirty: false,
+                queued: 0,
             }));
         }
         self.mark(handle.0);

@@ -442,6 +442,7 @@ impl Endpoint {
             state,
             since: entry.since,
             links,
+            ended: entry.ended,
             last_error: entry.last_error.clone(),
         }
     }

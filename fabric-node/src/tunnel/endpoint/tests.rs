@@ -116,7 +116,7 @@ fn endpoint(
         boot_id,
         underlay_mtu: 1500,
         settings: TunnelSettings {
-            congestion: crate::tunnel::transport::Congestion::Cubic,
+            congestion: transport::Congestion::Cubic,
             idle_timeout: IDLE_TIMEOUT,
             keep_alive: Duration::from_secs(1),
             reconnect_max: Duration::from_secs(1),
@@ -236,8 +236,8 @@ fn an_ended_connection_leaves_its_figures() {
         }
         pair.a.transmit(pair.now);
     }
-    let unacknowledged = pair.a.take_accounts().queues.handed.bytes;
     pass(&mut pair.a, &mut pair.now, IDLE_TIMEOUT * 2);
+    let unacknowledged = pair.a.take_accounts().queues.handed.bytes;
     pair.run_until_connected(Duration::from_secs(5));
     let of_a = ended(&pair.a);
     assert_eq!(of_a.connections, 1);

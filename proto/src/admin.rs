@@ -144,8 +144,15 @@ pub struct Peer {
     pub rtt_us: u64,
     /// Path MTU found by QUIC (bytes of UDP payload).
     pub path_mtu: u32,
-    /// Underlay packets lost, as QUIC counts them.
+    /// Underlay packets lost, as QUIC counts them, by all connections since the daemon's start.
     pub lost_packets: u64,
+    /// Connections that carried packets and have ended.
+    #[serde(default)]
+    pub ended_connections: u64,
+    /// Underlay packets that were in flight when these ended (bytes): whether they arrived is not
+    /// known, and neither is it of what was ready to be sent.
+    #[serde(default)]
+    pub ended_in_flight_bytes: u64,
     /// Whether the kernel cuts batches of packets on the way to this peer: `on`, or `off` with the
     /// reason in parentheses (`configured`, `kernel`, or the error that it answered with); empty
     /// without a connection.

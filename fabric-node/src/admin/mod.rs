@@ -101,6 +101,8 @@ pub(crate) mod sample {
                         rtt_us: 180,
                         path_mtu: 1452,
                         lost_packets: 3,
+                        ended_connections: 1,
+                        ended_in_flight_bytes: 1_452,
                         gso: "off (configured)".to_owned(),
                         since_seconds: 90,
                         last_error: String::new(),

@@ -69,6 +69,7 @@ impl NodeView {
             }
             known.since = known.since.max(report.since);
             known.links.extend(report.links);
+            known.ended.add(report.ended);
             if known.last_error.is_empty() {
                 known.last_error = report.last_error;
             }
@@ -207,11 +208,19 @@ fn peer(report: &PeerReport, pod_cidrs: Vec<String>, now: Instant) -> Peer {
             link.path.rtt.as_micros().try_into().unwrap_or(u64::MAX)
         }),
         path_mtu: first.map_or(0, |link| link.path.mtu.into()),
-        lost_packets: report.links.iter().map(|link| link.path.lost_packets).sum(),
+        lost_packets: lost_packets(report),
+        ended_connections: report.ended.connections,
+        ended_in_flight_bytes: report.ended.in_flight_bytes,
         gso: gso(report),
         since_seconds: now.saturating_duration_since(report.since).as_secs(),
         last_error: report.last_error.clone(),
     }
+}
+
+/// Of all connections with a peer, those that have ended included: it never counts backwards.
+fn lost_packets(report: &PeerReport) -> u64 {
+    let live = report.links.iter().map(|link| link.path.lost_packets);
+    report.ended.lost_packets + live.sum::<u64>()
 }
 
 fn pod_of(attached: &Attached, gone: bool) -> Pod {

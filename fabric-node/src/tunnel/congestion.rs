@@ -1,8 +1,9 @@
 //! A floor beneath the congestion window of any controller, a ceiling on short paths, and a watch on
-//! who asks for it.
+//! who asks for it and on how much is on its way.
 //!
 //! Comes in: what acknowledgements and losses say. Goes out: a window between [`WINDOW_BYTES_MIN`] and
-//! what keeps the queue on the way short, and whether the engine has looked at it. Never done here:
+//! what keeps the queue on the way short, whether the engine has looked at it, and how many bytes nobody
+//! has acknowledged. Never done here:
 //! deciding how a window grows or shrinks by losses.
 //!
 //! **The floor.** A controller makes the window smaller with every loss and larger only when it is
@@ -20,7 +21,7 @@ use std::{
     any::Any,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -56,13 +57,19 @@ impl<F: ControllerFactory> ControllerFactory for Bounded<F> {
     }
 }
 
-/// Sees whether the engine has asked for the window of a connection.
+/// Sees whether the engine has asked for the window of a connection, and what is in flight.
 ///
 /// The engine asks before each packet that needs room in the window, and only then. If it has asked
 /// and sent nothing, it has something to send and was held back, by the window or by pacing; if it
 /// has not asked, it has nothing. It tells so in no other way.
 #[derive(Clone, Debug, Default)]
-pub struct WindowWatch(Arc<AtomicBool>);
+pub struct WindowWatch(Arc<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    asked: AtomicBool,
+    in_flight: AtomicU64,
+}
 
 impl WindowWatch {
     /// The watch on a connection's controller; one that never sees anything if the controller was
@@ -74,12 +81,28 @@ impl WindowWatch {
 
     /// Forgets what was seen.
     pub(super) fn reset(&self) {
-        self.0.store(false, Relaxed);
+        self.0.asked.store(false, Relaxed);
     }
 
     /// Whether the window was asked for since.
     pub(super) fn was_asked(&self) -> bool {
-        self.0.load(Relaxed)
+        self.0.asked.load(Relaxed)
+    }
+
+    /// Bytes of QUIC packets sent and neither acknowledged nor declared lost. Packets that only
+    /// acknowledge are among them until the next acknowledgement comes.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.0.in_flight.load(Relaxed)
+    }
+
+    fn was_sent(&self, bytes: u64) {
+        let in_flight = self.in_flight().saturating_add(bytes);
+        self.0.in_flight.store(in_flight, Relaxed);
+    }
+
+    fn was_lost(&self, bytes: u64) {
+        let in_flight = self.in_flight().saturating_sub(bytes);
+        self.0.in_flight.store(in_flight, Relaxed);
     }
 }
 
@@ -144,6 +167,7 @@ impl Ceiling {
 
 impl Controller for Between {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.watch.was_sent(bytes);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
@@ -167,6 +191,7 @@ impl Controller for Between {
         app_limited: bool,
         largest_packet_num_acked: Option<u64>,
     ) {
+        self.watch.0.in_flight.store(in_flight, Relaxed);
         self.inner
             .on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
     }
@@ -178,6 +203,7 @@ impl Controller for Between {
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
+        self.watch.was_lost(lost_bytes);
         self.inner
             .on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
@@ -187,7 +213,7 @@ impl Controller for Between {
     }
 
     fn window(&self) -> u64 {
-        self.watch.0.store(true, Relaxed);
+        self.watch.0.asked.store(true, Relaxed);
         self.ceiling
             .apply(self.inner.window())
             .max(WINDOW_BYTES_MIN)
@@ -236,6 +262,23 @@ mod tests {
         }
         assert_eq!(controller.window(), WINDOW_BYTES_MIN);
         assert_eq!(controller.clone_box().window(), WINDOW_BYTES_MIN);
+    }
+
+    /// What is in flight is what was sent less what was acknowledged or lost.
+    #[test]
+    fn what_is_in_flight_is_seen() {
+        let now = Instant::now();
+        let factory = Arc::new(Bounded(Arc::new(CubicConfig::default())));
+        let mut controller = factory.build(now, 1452);
+        let watch = WindowWatch::of(&*controller);
+        controller.on_sent(now, 4_000, 3);
+        controller.on_sent(now, 1_000, 4);
+        assert_eq!(watch.in_flight(), 5_000);
+        controller.on_end_acks(now, 2_500, false, Some(2));
+        controller.on_congestion_event(now, now, false, 500);
+        assert_eq!(watch.in_flight(), 2_000);
+        controller.on_congestion_event(now, now, false, 9_000);
+        assert_eq!(watch.in_flight(), 0);
     }
 
     fn step(ceiling: &mut Ceiling, now: &mut Instant, round_trip_us: u64, times: u32) {

@@ -461,6 +461,7 @@ impl Endpoint {
             state,
             since: entry.since,
             links,
+            ended: entry.ended,
             last_error: entry.last_error.clone(),
         }
     }

@@ -12,7 +12,10 @@ use std::{
 
 use fabric_core::ids::PeerId;
 
-use super::{dialer::Dialer, report::Throttle};
+use super::{
+    dialer::Dialer,
+    report::{EndedLinks, Throttle},
+};
 use crate::node_id::NodeId;
 
 /// Worker counts beyond this are not believed: a peer cannot make us dial without bound.
@@ -72,6 +75,7 @@ pub(super) struct PeerEntry {
     pub(super) dialled: BTreeMap<u32, Dialled>,
     pub(super) since: Instant,
     pub(super) last_error: String,
+    pub(super) ended: EndedLinks,
     /// Its comings and goings in the log.
     pub(super) log: Throttle,
 }
@@ -90,6 +94,7 @@ impl PeerEntry {
             dialled: BTreeMap::new(),
             since: now,
             last_error: String::new(),
+            ended: EndedLinks::default(),
             log: Throttle::new(LOG_LINES_PER_SECOND_MAX),
         }
     }

@@ -98,6 +98,12 @@ impl QuicLink {
         self.connection.current_mtu()
     }
 
+    /// Bytes of QUIC packets that were sent and of which nobody knows what became of them.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.window.in_flight()
+    }
+
     /// Drops what waits; returns how many counted packets that were.
     pub fn discard_queue(&mut self) -> u64 {
         std::mem::take(&mut self.queue).queued()

@@ -25,6 +25,8 @@ pub struct PeerReport {
     pub since: Instant,
     /// Live connections.
     pub links: Vec<LinkReport>,
+    /// Those that have ended.
+    pub ended: EndedLinks,
     /// Why the last connection was refused or ended; empty if none was.
     pub last_error: String,
 }
@@ -38,6 +40,37 @@ pub struct LinkReport {
     pub path: PathReport,
     /// Whether its batches leave whole.
     pub segmentation: Segmentation,
+}
+
+/// What is known of connections that carried packets and have ended.
+///
+/// What the engine had taken and not sent is not among it: up to its two send buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndedLinks {
+    /// How many there were.
+    pub connections: u64,
+    /// QUIC packets that they declared lost.
+    pub lost_packets: u64,
+    /// QUIC packets in flight when they ended (bytes): nobody knows whether these arrived.
+    pub in_flight_bytes: u64,
+}
+
+impl EndedLinks {
+    /// Adds a connection that ends with `path` and so many bytes in flight.
+    pub(super) fn add_link(&mut self, path: PathReport, in_flight_bytes: u64) {
+        self.add(Self {
+            connections: 1,
+            lost_packets: path.lost_packets,
+            in_flight_bytes,
+        });
+    }
+
+    /// Adds those of another worker.
+    pub fn add(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.lost_packets += other.lost_packets;
+        self.in_flight_bytes += other.in_flight_bytes;
+    }
 }
 
 /// Whether packets can flow to a peer.

@@ -25,7 +25,7 @@ const RECEIVE_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const INITIAL_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Unsent datagram bytes inside the engine, with 32 bytes of its own for each; the rest waits in our
 /// own queue. Enough for what the engine is given at once, a send of the smallest datagrams.
-const DATAGRAM_SEND_BUFFER_BYTES: usize = 128 * 1024;
+pub(super) const DATAGRAM_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Received datagrams not yet taken. They are taken every turn; beyond it the oldest is lost.
 const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 /// First guess of the round-trip time: the first retransmission of a handshake comes after three

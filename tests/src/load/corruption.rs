@@ -140,6 +140,20 @@ pub fn quic_lost(worker: &Worker) -> anyhow::Result<u64> {
     Ok(peers.items.iter().map(|peer| peer.lost_packets).sum())
 }
 
+/// Connections of `worker` that have ended, and the bytes of QUIC packets in flight at their ends.
+///
+/// # Errors
+///
+/// It does not answer.
+pub fn quic_ended(worker: &Worker) -> anyhow::Result<(u64, u64)> {
+    let peers: PeerList = ready::document(&worker.admin_socket(), "/v1/peers")?;
+    let ended = peers
+        .items
+        .iter()
+        .map(|peer| (peer.ended_connections, peer.ended_in_flight_bytes));
+    Ok(ended.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)))
+}
+
 /// Reasons for which the daemon of `worker` has dropped packets.
 ///
 /// # Errors

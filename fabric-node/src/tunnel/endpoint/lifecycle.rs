@@ -283,6 +283,7 @@ impl Endpoint {
         let accounts = slot.link.take_accounts();
         let lost = slot.link.discard_queue();
         let counted = std::mem::take(&mut slot.queued);
+        let (path, in_flight) = (slot.link.path(), slot.link.in_flight_bytes());
         let (peer, connection, dialled) = (slot.peer, slot.connection, slot.dialled);
         self.queues.add(accounts);
         self.lost += lost;
@@ -292,12 +293,15 @@ impl Endpoint {
             return;
         };
         let was_live = entry.live.contains(&index);
+        if was_live {
+            entry.ended.add_link(path, in_flight);
+        }
         entry.live.retain(|live| *live != index);
         entry.last_error = reason.to_owned();
         if was_live && entry.live.is_empty() {
             entry.since = now;
             if let Some(suppressed) = entry.log.allow(now) {
-                tracing::warn!(peer = %entry.node(), reason, lost, suppressed, "peer disconnected");
+                tracing::warn!(peer = %entry.node(), reason, lost, in_flight, suppressed, "peer disconnected");
             }
         }
         if let Some(dialled) = connection

@@ -15,6 +15,8 @@ use crate::{
         link::Label,
         membership::PeerTarget,
         queue::{Class, Pending},
+        report::EndedLinks,
+        transport,
     },
 };
 
@@ -114,7 +116,7 @@ fn endpoint(
         boot_id,
         underlay_mtu: 1500,
         settings: TunnelSettings {
-            congestion: crate::tunnel::transport::Congestion::Cubic,
+            congestion: transport::Congestion::Cubic,
             idle_timeout: IDLE_TIMEOUT,
             keep_alive: Duration::from_secs(1),
             reconnect_max: Duration::from_secs(1),
@@ -219,6 +221,35 @@ fn a_silent_peer_is_dialled_again() {
     send(&mut pair.a, &[7], pair.now);
     pair.a.transmit(pair.now);
     assert_eq!(turn(&mut pair.b, pair.now), [[7]]);
+}
+
+/// What a connection lost, and what was in flight when it ended, is still told when another one has
+/// taken its place; without it nobody could say why less arrived than was handed over.
+#[test]
+fn an_ended_connection_leaves_its_figures() {
+    let mut pair = Pair::connected();
+    let ended = |endpoint: &Endpoint| endpoint.reports()[0].ended;
+    assert_eq!(ended(&pair.a), EndedLinks::default());
+    while pair.a.queued() < 3000 {
+        for _ in 0..100 {
+            send(&mut pair.a, &[0; 1000], pair.now);
+        }
+        pair.a.transmit(pair.now);
+    }
+    pass(&mut pair.a, &mut pair.now, IDLE_TIMEOUT * 2);
+    let unacknowledged = pair.a.take_accounts().queues.handed.bytes;
+    pair.run_until_connected(Duration::from_secs(5));
+    let of_a = ended(&pair.a);
+    assert_eq!(of_a.connections, 1);
+    // All that was handed over and never acknowledged, but for what the engine had not sent.
+    let ready = transport::DATAGRAM_SEND_BUFFER_BYTES as u64;
+    assert!(unacknowledged > 2 * ready, "{unacknowledged}");
+    assert!(
+        of_a.in_flight_bytes + ready >= unacknowledged,
+        "{of_a:?} of {unacknowledged}"
+    );
+    // Probes and headers beside it.
+    assert!(of_a.in_flight_bytes < 2 * unacknowledged, "{of_a:?}");
 }
 
 /// A dialler that slept longer than the idle timeout comes back.

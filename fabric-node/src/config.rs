@@ -33,7 +33,7 @@
 //! [tunnel]
 //! congestion = "cubic"
 //! idle_timeout_ms = 3000
-//! keep_alive_ms = 1000
+//! keep_alive_ms = 1400
 //! reconnect_max_ms = 500
 //!
 //! [cni]
@@ -81,9 +81,9 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 /// Default of `tunnel.idle_timeout_ms`: a dead peer is noticed after this. It also bounds how long a
 /// cut path goes unused after its return: QUIC's own probes back off for as long again as the cut.
 pub const IDLE_TIMEOUT_MS: u64 = 3_000;
-/// Default of `tunnel.keep_alive_ms`: two may be lost before the peer counts as dead, and a lost one is
-/// sent again after a few round trips. It is what an idle daemon's processor time goes into.
-pub const KEEP_ALIVE_MS: u64 = 1_000;
+/// Default of `tunnel.keep_alive_ms`: twice within the idle timeout, and one that is lost is sent again
+/// after a few round trips, not at the next turn. It is what an idle daemon's processor time goes into.
+pub const KEEP_ALIVE_MS: u64 = 1_400;
 /// Default of `tunnel.reconnect_max_ms`: traffic resumes this soon after an underlay came back.
 pub const RECONNECT_MAX_MS: u64 = 500;
 /// Most workers that are started without being asked for: beyond it, forwarding rarely gains and

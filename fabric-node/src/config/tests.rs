@@ -30,7 +30,7 @@ fn defaults_fill_in() {
         tunnel: TunnelConfig {
             congestion: Congestion::Cubic,
             idle_timeout_ms: 3000,
-            keep_alive_ms: 1_000,
+            keep_alive_ms: 1_400,
             reconnect_max_ms: 500,
         },
         cni: SocketConfig {
@@ -103,7 +103,7 @@ fn faults_are_located() {
         ),
         (
             "node = \"a\"\n[tunnel]\nidle_timeout_ms = 5\n",
-            "fabric.toml:3:19: tunnel.idle_timeout_ms: 5 is less than twice tunnel.keep_alive_ms, 1000: one lost packet would end the connection",
+            "fabric.toml:3:19: tunnel.idle_timeout_ms: 5 is less than twice tunnel.keep_alive_ms, 1400: one lost packet would end the connection",
         ),
         (
             "node = \"a\"\nrun_dir = \"run\"\n",

@@ -122,7 +122,7 @@ pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{net::UdpSocket, os::fd::AsFd as _};
+    use std::{net::UdpSocket, os::fd::AsFd as _, time::Duration};
 
     use bytes::BytesMut;
 
@@ -136,15 +136,18 @@ mod tests {
         let socket = UdpSocket::bind((ip.parse::<IpAddr>().unwrap(), 0)).unwrap();
         prepare(socket.as_fd(), socket.local_addr().unwrap()).unwrap();
         set_coalescing(socket.as_fd(), true).unwrap();
+        let patience = Duration::from_secs(5);
+        socket.set_read_timeout(Some(patience)).unwrap();
         socket
     }
 
-    /// Reads messages until `bytes` have come, which loopback delivers before a send returns: payloads
-    /// cut where the kernel had joined them, and what the last message came with.
+    /// Reads messages until `bytes` have come: payloads cut where the kernel had joined them, and what
+    /// the last message came with.
     fn arrived(socket: &UdpSocket, bytes: usize) -> (Vec<Vec<u8>>, Received) {
         let (mut payloads, mut metas) = (Vec::new(), [Received::default()]);
         while payloads.iter().map(Vec::len).sum::<usize>() < bytes {
             let mut slots = [BytesMut::with_capacity(70_000)];
+            socket.peek_from(&mut [0]).unwrap();
             receive(socket.as_fd(), &mut slots, &mut metas).unwrap();
             let filled = slots[0].chunks(metas[0].segment_bytes.max(1));
             payloads.extend(filled.map(<[u8]>::to_vec));

@@ -45,7 +45,7 @@ impl Control {
     /// # Panics
     ///
     /// There is no room for it, which the size of [`SENT_BYTES`] rules out for what
-    /// [`send`](super::send) adds.
+    /// [`send`](super::send()) adds.
     pub(super) fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
         const { assert!(align_of::<libc::cmsghdr>() <= align_of::<u64>()) };
         let data_len = data.len() as libc::c_uint;

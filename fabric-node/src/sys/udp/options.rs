@@ -12,7 +12,7 @@ use std::{
 
 const ON: libc::c_int = 1;
 
-/// Makes `socket`, bound to `local`, tell of every message what [`receive`](super::receive) hands on,
+/// Makes `socket`, bound to `local`, tell of every message what [`receive`](super::receive()) hands on,
 /// and never cut a datagram into fragments. All of these options are older than Linux 3.0.
 ///
 /// Whether an IPv6 socket also takes IPv4 is left to the system (`net.ipv6.bindv6only`): it matters

@@ -155,7 +155,7 @@ async fn from_device(
     mut stream: SendStream,
 ) -> anyhow::Result<()> {
     let mut pool = BufferPool::default();
-    let mut buffer = pool.take();
+    let mut buffer = pool.take_full();
     loop {
         let len = tun
             .async_io(Interest::READABLE, |tun| read(&tun.0, &mut buffer))

@@ -53,7 +53,7 @@ impl Default for Path {
         Self {
             forwarder: Forwarder::default(),
             counters: Counters::default(),
-            buffer: pool.take(),
+            buffer: pool.take_full(),
             pool,
             reply: Vec::with_capacity(1280),
             segments: Vec::with_capacity(2048),

@@ -1,8 +1,8 @@
 //! Buffers for one 64 KiB read, used again once everything cut from them is gone.
 //!
-//! Comes in: a request for a buffer, later a length that was filled. Goes out: exactly those bytes,
-//! as [`BytesMut`] to be changed in place or as [`Bytes`]. Memory is bounded: what is not handed back
-//! in time is left to the allocator.
+//! Comes in: a request for a buffer, later the buffer with what was read into it. Goes out: exactly
+//! those bytes, as [`BytesMut`] to be changed in place or as [`Bytes`]. Memory is bounded: what is not
+//! handed back in time is left to the allocator. Never done here: clearing what is used again.
 
 use std::collections::VecDeque;
 
@@ -31,6 +31,7 @@ pub fn footprint(len: usize) -> usize {
 /// A worker's own pool; not shared between threads.
 #[derive(Debug, Default)]
 pub struct BufferPool {
+    /// The empty rests of buffers whose contents were handed out.
     retired: VecDeque<BytesMut>,
     /// Whole buffers whose parts were handed out read-only: they keep their length, so that using
     /// one again costs no zeroing.
@@ -39,15 +40,42 @@ pub struct BufferPool {
 }
 
 impl BufferPool {
-    /// A buffer of [`BUFFER_BYTES`], all readable and writable.
-    pub fn take(&mut self) -> BytesMut {
+    /// An empty buffer with room for [`BUFFER_BYTES`], for reads that set the length. Its memory may
+    /// be new or used before; nobody can see which.
+    pub fn take_empty(&mut self) -> BytesMut {
         // The oldest is the likeliest to be free; one look keeps this constant in time.
         if let Some(mut buffer) = self.retired.pop_front() {
             if buffer.try_reclaim(BUFFER_BYTES) {
-                buffer.resize(BUFFER_BYTES, 0);
                 return buffer;
             }
             self.retired.push_back(buffer);
+        }
+        BytesMut::with_capacity(BUFFER_BYTES)
+    }
+
+    /// All that was read into `buffer`, which is left empty with room for [`BUFFER_BYTES`].
+    pub fn take_filled(&mut self, buffer: &mut BytesMut) -> BytesMut {
+        if buffer.len() <= COPY_BYTES_MAX {
+            let filled = self.copy(buffer);
+            buffer.clear();
+            return filled;
+        }
+        let mut filled = std::mem::replace(buffer, self.take_empty());
+        // What is behind the contents holds on to the memory until they are gone.
+        self.retired.push_back(filled.split_off(filled.len()));
+        if self.retired.len() > RETIRED_MAX {
+            self.retired.pop_front();
+        }
+        filled
+    }
+
+    /// A buffer of [`BUFFER_BYTES`], all readable and writable, for reads that begin anywhere in it.
+    pub fn take_full(&mut self) -> BytesMut {
+        // As in `take_empty`, the oldest only.
+        match self.frozen.pop_front().map(Bytes::try_into_mut) {
+            Some(Ok(buffer)) => return buffer,
+            Some(Err(in_use)) => self.frozen.push_back(in_use),
+            None => {}
         }
         BytesMut::zeroed(BUFFER_BYTES)
     }
@@ -60,39 +88,13 @@ impl BufferPool {
         if end - start <= COPY_BYTES_MAX {
             return self.copy(&buffer[start..end]).freeze();
         }
-        let whole = std::mem::replace(buffer, self.take_frozen()).freeze();
+        let whole = std::mem::replace(buffer, self.take_full()).freeze();
         let part = whole.slice(start..end);
         self.frozen.push_back(whole);
         if self.frozen.len() > RETIRED_MAX {
             self.frozen.pop_front();
         }
         part
-    }
-
-    fn take_frozen(&mut self) -> BytesMut {
-        // As in `take`, the oldest only.
-        match self.frozen.pop_front().map(Bytes::try_into_mut) {
-            Some(Ok(buffer)) => return buffer,
-            Some(Err(in_use)) => self.frozen.push_back(in_use),
-            None => {}
-        }
-        BytesMut::zeroed(BUFFER_BYTES)
-    }
-
-    /// The first `len` bytes of `buffer`, which is left as a full buffer again.
-    pub fn carve(&mut self, buffer: &mut BytesMut, len: usize) -> BytesMut {
-        let len = len.min(buffer.len());
-        if len <= COPY_BYTES_MAX {
-            return self.copy(&buffer[..len]);
-        }
-        let mut tail = std::mem::replace(buffer, self.take());
-        let filled = tail.split_to(len);
-        tail.clear();
-        self.retired.push_back(tail);
-        if self.retired.len() > RETIRED_MAX {
-            self.retired.pop_front();
-        }
-        filled
     }
 
     /// A copy of `bytes` in a shared area.
@@ -116,21 +118,41 @@ impl BufferPool {
 mod tests {
     use super::*;
 
-    /// A buffer whose parts are gone is used again; one whose parts live is left alone.
+    /// A buffer whose contents are gone is used again, empty, as large as ever and with its old bytes
+    /// where they were; one whose contents live is left alone.
     #[test]
     fn reuses_only_what_is_free() {
         let mut pool = BufferPool::default();
-        let mut buffer = pool.take();
+        let mut buffer = pool.take_empty();
         let first = buffer.as_ptr();
-        buffer[..5000].fill(7);
-        let filled = pool.carve(&mut buffer, 5000);
-        assert!(filled.iter().all(|b| *b == 7));
-        let other = pool.take();
-        assert_ne!(other.as_ptr(), first);
-        assert!(filled.iter().all(|b| *b == 7));
+        for len in [BUFFER_BYTES, 5000, BUFFER_BYTES - 1] {
+            buffer.resize(len, 7);
+            let filled = pool.take_filled(&mut buffer);
+            assert_eq!((filled.as_ptr(), filled.len()), (first, len));
+            assert_ne!(buffer.as_ptr(), first);
+            let other = pool.take_empty();
+            assert_ne!(other.as_ptr(), first);
+            assert!(filled.iter().all(|b| *b == 7));
+            drop(filled);
+            buffer = pool.take_empty();
+            assert_eq!((buffer.as_ptr(), buffer.len()), (first, 0));
+            assert!(buffer.capacity() >= BUFFER_BYTES);
+        }
+    }
+
+    /// Contents that were cut into pieces come back once the last piece is gone.
+    #[test]
+    fn waits_for_the_last_piece() {
+        let mut pool = BufferPool::default();
+        let mut buffer = pool.take_empty();
+        let first = buffer.as_ptr();
+        buffer.resize(5000, 7);
+        let mut filled = pool.take_filled(&mut buffer);
+        let piece = filled.split_to(1000).freeze();
         drop(filled);
-        assert_eq!(pool.take().as_ptr(), first);
-        assert_eq!(buffer.len(), BUFFER_BYTES);
+        assert_ne!(pool.take_empty().as_ptr(), first);
+        drop(piece);
+        assert_eq!(pool.take_empty().as_ptr(), first);
     }
 
     /// Bytes handed out read-only stay as they are while their buffer is not used again, and a buffer
@@ -138,7 +160,7 @@ mod tests {
     #[test]
     fn reuses_frozen_buffers_only_when_free() {
         let mut pool = BufferPool::default();
-        let mut buffer = pool.take();
+        let mut buffer = pool.take_full();
         let first = buffer.as_ptr();
         buffer[..5000].fill(7);
         let part = pool.carve_frozen(&mut buffer, 10, 5000);
@@ -163,7 +185,7 @@ mod tests {
     #[test]
     fn remembers_a_bounded_number() {
         let mut pool = BufferPool::default();
-        let mut buffer = pool.take();
+        let mut buffer = pool.take_full();
         let held: Vec<Bytes> = (0..3 * RETIRED_MAX)
             .map(|_| pool.carve_frozen(&mut buffer, 0, 5000))
             .collect();
@@ -175,12 +197,12 @@ mod tests {
     #[test]
     fn copies_small_packets() {
         let mut pool = BufferPool::default();
-        let mut buffer = pool.take();
+        let mut buffer = pool.take_empty();
         let at = buffer.as_ptr();
-        buffer[..100].fill(9);
-        let packet = pool.carve(&mut buffer, 100);
-        buffer[..100].fill(1);
+        buffer.resize(100, 9);
+        let packet = pool.take_filled(&mut buffer);
+        assert_eq!((buffer.as_ptr(), buffer.len()), (at, 0));
+        buffer.resize(100, 1);
         assert_eq!(&packet[..], &[9; 100]);
-        assert_eq!(buffer.as_ptr(), at);
     }
 }

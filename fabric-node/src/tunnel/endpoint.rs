@@ -23,10 +23,9 @@ use std::{
 use bytes::BytesMut;
 use fabric_core::ids::PeerId;
 use quinn_proto::{
-    ConnectionEvent, ConnectionHandle, DatagramEvent, Incoming, ServerConfig, Transmit,
-    crypto::rustls::QuicServerConfig,
+    ConnectionEvent, ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig,
+    Transmit, crypto::rustls::QuicServerConfig,
 };
-use quinn_udp::RecvMeta;
 
 use self::{
     lifecycle::{payload_max, payload_max_for},
@@ -41,10 +40,10 @@ use super::{
     quic::{QuicLink, close},
     report::{LinkReport, PeerReport, PeerState, Throttle},
     secrets::Secrets,
-    socket::{UnderlaySocket, ecn_of},
+    socket::UnderlaySocket,
     transport::{INCOMING_MAX, TunnelSettings, endpoint_config, transport_config},
 };
-use crate::{node_id::NodeId, pki::identity::NodeIdentity};
+use crate::{node_id::NodeId, pki::identity::NodeIdentity, sys::udp};
 
 /// Payloads handed to the kernel in one send; 44 of 1452 bytes fill 64 KiB.
 const SEGMENTS_MAX: usize = 44;
@@ -266,7 +265,7 @@ impl Endpoint {
         let mut pool = std::mem::take(&mut self.pool);
         for (index, socket) in sockets.iter_mut().enumerate() {
             // One call a turn; the wait is level-triggered: what is left, or comes later, ends it.
-            let received = socket.receive(&mut pool, |meta, data| {
+            let received = socket.receive(&mut pool, now, |meta, data| {
                 self.on_message(index, meta, data, now);
             });
             match received {
@@ -468,14 +467,20 @@ impl Endpoint {
 
     // Datagrams in.
 
-    fn on_message(&mut self, socket: usize, meta: &RecvMeta, mut data: BytesMut, now: Instant) {
-        let ecn = ecn_of(meta);
+    fn on_message(
+        &mut self,
+        socket: usize,
+        meta: &udp::Received,
+        mut data: BytesMut,
+        now: Instant,
+    ) {
+        let ecn = EcnCodepoint::from_bits(meta.ecn);
         while !data.is_empty() {
-            let payload = data.split_to(meta.stride.clamp(1, data.len()));
+            let payload = data.split_to(meta.segment_bytes.clamp(1, data.len()));
             self.scratch.clear();
             let event =
                 self.engine
-                    .handle(now, meta.addr, meta.dst_ip, ecn, payload, &mut self.scratch);
+                    .handle(now, meta.from, meta.to, ecn, payload, &mut self.scratch);
             match event {
                 Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                     self.on_connection_event(handle, event, now);

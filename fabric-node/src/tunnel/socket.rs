@@ -1,27 +1,27 @@
 //! A UDP socket with segmentation offload on send and receive offload on receive.
 //!
 //! Comes in: batches of equal-sized payloads. Goes out: the same, with whatever the kernel could
-//! join. How batches leave, and what happens to those that the kernel refuses, is in [`outbox`].
+//! join, in buffers that it fills and nobody clears. How batches leave, and what happens to those that the kernel refuses, is in [`outbox`].
 //!
 //! [`outbox`]: super::outbox
 
 use std::{
-    io::{self, IoSliceMut},
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     time::Instant,
 };
 
 use bytes::BytesMut;
-use quinn_udp::{EcnCodepoint, RecvMeta, UdpSockRef, UdpSocketState};
-use rustix::io::Errno;
+use rustix::{io::Errno, net::sockopt};
 
 use super::{
     buffers::BufferPool,
     outbox::Outbox,
+    report::Throttle,
     segmentation::{Availability, Paths, Segmentation},
 };
-use crate::sys::udp;
+use crate::sys::udp::{self, Received};
 
 pub use super::outbox::Sent;
 
@@ -62,13 +62,11 @@ pub struct SocketOffloads {
 #[derive(Debug)]
 pub struct UnderlaySocket {
     socket: UdpSocket,
-    /// Receives, and has set the socket's options. It sends nothing: it would turn segmentation and
-    /// marks off for all paths after an error on one.
-    state: UdpSocketState,
     local: SocketAddr,
     slots: [BytesMut; MESSAGES_MAX],
     outbox: Outbox,
     gro: Availability,
+    truncated: Throttle,
 }
 
 impl UnderlaySocket {
@@ -83,21 +81,19 @@ impl UnderlaySocket {
         pool: &mut BufferPool,
     ) -> io::Result<Self> {
         let socket = UdpSocket::bind(local)?;
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        enlarge_buffers(&socket, &state);
-        udp::stop_timestamps(socket.as_fd())?;
+        socket.set_nonblocking(true)?;
+        let local = socket.local_addr()?;
+        udp::prepare(socket.as_fd(), local)?;
+        enlarge_buffers(&socket);
         let gso = available(wanted.gso, || udp::check_segmentation(socket.as_fd()));
         let gro = available(wanted.gro, || udp::set_coalescing(socket.as_fd(), true));
-        if !wanted.gro && state.gro_segments() > 1 {
-            udp::set_coalescing(socket.as_fd(), false)?;
-        }
         Ok(Self {
-            local: socket.local_addr()?,
+            local,
             socket,
-            state,
-            slots: std::array::from_fn(|_| pool.take()),
+            slots: std::array::from_fn(|_| pool.take_empty()),
             outbox: Outbox::new(Paths::new(gso)),
             gro,
+            truncated: Throttle::default(),
         })
     }
 
@@ -128,8 +124,9 @@ impl UnderlaySocket {
         self.outbox.is_held()
     }
 
-    /// Reads one batch of messages and hands each on; returns how many there were. Fewer than
-    /// [`MESSAGES_MAX`] were all there were.
+    /// Reads one batch of messages and hands each on that arrived whole; returns how many there were.
+    /// Fewer than [`MESSAGES_MAX`] were all there were. What did not arrive whole is lost: QUIC sends
+    /// again what was on streams.
     ///
     /// # Errors
     ///
@@ -137,16 +134,17 @@ impl UnderlaySocket {
     pub fn receive(
         &mut self,
         pool: &mut BufferPool,
-        mut on_message: impl FnMut(&RecvMeta, BytesMut),
+        now: Instant,
+        mut on_message: impl FnMut(&Received, BytesMut),
     ) -> io::Result<usize> {
-        let mut metas = [RecvMeta::default(); MESSAGES_MAX];
-        let received = {
-            let mut slices = self.slots.each_mut().map(|slot| IoSliceMut::new(slot));
-            self.state
-                .recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas)?
-        };
+        let mut metas = [Received::default(); MESSAGES_MAX];
+        let received = udp::receive(self.socket.as_fd(), &mut self.slots, &mut metas)?;
         for (meta, slot) in metas.iter().zip(&mut self.slots).take(received) {
-            on_message(meta, pool.carve(slot, meta.len));
+            if meta.whole {
+                on_message(meta, pool.take_filled(slot));
+            } else if let Some(suppressed) = self.truncated.allow(now) {
+                tracing::warn!(remote = %meta.from, suppressed, "a message from the underlay did not arrive whole and is lost");
+            }
         }
         Ok(received)
     }
@@ -180,31 +178,17 @@ fn available(wanted: bool, ask: impl FnOnce() -> io::Result<()>) -> Availability
     }
 }
 
-/// Translates the mark of a received message.
-#[must_use]
-pub fn ecn_of(meta: &RecvMeta) -> Option<quinn_proto::EcnCodepoint> {
-    meta.ecn.map(|ecn| match ecn {
-        EcnCodepoint::Ect0 => quinn_proto::EcnCodepoint::Ect0,
-        EcnCodepoint::Ect1 => quinn_proto::EcnCodepoint::Ect1,
-        EcnCodepoint::Ce => quinn_proto::EcnCodepoint::Ce,
-    })
-}
-
 /// Asks beyond the system's limit first, which needs CAP_NET_ADMIN, then within it.
-fn enlarge_buffers(socket: &UdpSocket, state: &UdpSocketState) {
-    use rustix::net::sockopt::{
-        set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force,
-    };
-    if set_socket_recv_buffer_size_force(socket, KERNEL_BUFFER_BYTES).is_err()
-        && let Err(error) =
-            state.set_recv_buffer_size(UdpSockRef::from(socket), KERNEL_BUFFER_BYTES)
-    {
+fn enlarge_buffers(socket: &UdpSocket) {
+    let bytes = KERNEL_BUFFER_BYTES;
+    let receive = sockopt::set_socket_recv_buffer_size_force(socket, bytes)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, bytes));
+    if let Err(error) = receive {
         tracing::debug!(%error, "the receive buffer stays at its default");
     }
-    if set_socket_send_buffer_size_force(socket, KERNEL_BUFFER_BYTES).is_err()
-        && let Err(error) =
-            state.set_send_buffer_size(UdpSockRef::from(socket), KERNEL_BUFFER_BYTES)
-    {
+    let send = sockopt::set_socket_send_buffer_size_force(socket, bytes)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, bytes));
+    if let Err(error) = send {
         tracing::debug!(%error, "the send buffer stays at its default");
     }
 }
@@ -237,8 +221,9 @@ mod tests {
                 let mut arrived = Vec::new();
                 // Loopback delivers before a send returns.
                 while arrived.len() < contents.len() {
-                    let read = receiver.receive(&mut pool, |meta, data| {
-                        assert_eq!(ecn_of(meta), Some(quinn_proto::EcnCodepoint::Ect0));
+                    let read = receiver.receive(&mut pool, Instant::now(), |meta, data| {
+                        assert_eq!(meta.ecn, quinn_proto::EcnCodepoint::Ect0 as u8);
+                        assert_eq!(meta.to, Some(local.ip()));
                         assert!(gro || data.len() <= 1000);
                         arrived.extend_from_slice(&data);
                     });
@@ -255,6 +240,41 @@ mod tests {
                 assert_eq!(sender.offloads().gso, asked(gso));
                 assert_eq!(receiver.offloads().gro, asked(gro));
             }
+        }
+    }
+
+    /// However messages come, in threes or full, small or large: slots are used again where they are
+    /// or come out of the pool with room for the largest message, and nothing of an earlier message is
+    /// in a later one.
+    #[test]
+    fn slots_always_have_room() {
+        let mut pool = BufferPool::default();
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let wanted = WantedOffloads::default();
+        let mut receiver = UnderlaySocket::bind(local, wanted, &mut pool).unwrap();
+        let sender = UdpSocket::bind(local).unwrap();
+        for round in 0..64_u8 {
+            let lengths = [20, 65_507, 1400, 30_000];
+            let count = if round % 2 == 0 { 3 } else { MESSAGES_MAX };
+            let sent: Vec<usize> = (0..count)
+                .map(|n| lengths[(n + usize::from(round)) % lengths.len()])
+                .collect();
+            for length in &sent {
+                sender
+                    .send_to(&vec![round; *length], receiver.local())
+                    .unwrap();
+            }
+            let mut arrived = Vec::new();
+            let read = receiver.receive(&mut pool, Instant::now(), |meta, data| {
+                assert_eq!(meta.len, data.len());
+                assert!(data.iter().all(|byte| *byte == round));
+                arrived.push(data.len());
+            });
+            assert_eq!(read.unwrap(), count);
+            assert_eq!(arrived, sent);
+            let room = receiver.slots.iter().map(BytesMut::capacity);
+            assert!(room.min() >= Some(crate::tunnel::buffers::BUFFER_BYTES));
+            assert!(receiver.slots.iter().all(BytesMut::is_empty));
         }
     }
 }

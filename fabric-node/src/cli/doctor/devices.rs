@@ -4,14 +4,14 @@ use std::{
     fs::OpenOptions,
     io,
     net::{Ipv4Addr, Ipv6Addr, UdpSocket},
+    os::fd::{AsFd as _, BorrowedFd},
 };
-
-use quinn_udp::UdpSocketState;
 
 use super::Finding;
 use crate::sys::{
     netns::{Netns, NetnsError},
     tun::{Tun, TunOffloads},
+    udp,
 };
 
 const TUN_PATH: &str = "/dev/net/tun";
@@ -117,37 +117,34 @@ fn describe_offloads(name: &'static str, offloads: TunOffloads) -> Finding {
     Finding::warning(name, detail, "use Linux 6.2 or newer")
 }
 
-/// The state that the tunnel's sockets would have, on a loopback socket that sends nothing.
-fn probe_udp() -> io::Result<UdpSocketState> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-        .or_else(|_| UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)))?;
-    UdpSocketState::new((&socket).into())
-}
-
 fn udp_segmentation() -> Finding {
-    let name = "udp-gso";
-    let fix = "use Linux 4.18 or newer";
-    match probe_udp().map(|state| state.max_gso_segments()) {
-        Ok(segments) if segments > 1 => Finding::ok(name, format!("{segments} datagrams a call")),
-        Ok(_) => Finding::warning(
-            name,
-            "one system call per datagram: the tunnel is slower",
-            fix,
-        ),
-        Err(error) => {
-            Finding::missing(name, format!("no UDP socket: {error}"), "allow UDP sockets")
-        }
-    }
+    let found = probe_udp(udp::check_segmentation);
+    describe_udp_offload("udp-gso", found, "use Linux 4.18 or newer")
 }
 
 fn udp_coalescing() -> Finding {
-    let name = "udp-gro";
-    let fix = "use Linux 5.0 or newer";
-    match probe_udp().map(|state| state.gro_segments()) {
-        Ok(segments) if segments > 1 => Finding::ok(name, format!("{segments} datagrams a call")),
-        Ok(_) => Finding::warning(
+    let found = probe_udp(|socket| udp::set_coalescing(socket, true));
+    describe_udp_offload("udp-gro", found, "use Linux 5.0 or newer")
+}
+
+/// What the kernel answers `ask` on a loopback socket that sends nothing; an error if there is no
+/// socket.
+fn probe_udp(ask: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<io::Result<()>> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .or_else(|_| UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)))?;
+    Ok(ask(socket.as_fd()))
+}
+
+fn describe_udp_offload(
+    name: &'static str,
+    found: io::Result<io::Result<()>>,
+    fix: &'static str,
+) -> Finding {
+    match found {
+        Ok(Ok(())) => Finding::ok(name, "many datagrams a call"),
+        Ok(Err(error)) => Finding::warning(
             name,
-            "one system call per datagram: the tunnel is slower",
+            format!("one system call per datagram, so the tunnel is slower: {error}"),
             fix,
         ),
         Err(error) => {

@@ -1,7 +1,6 @@
-//! What UDP sockets can do beyond the standard library: batches that the kernel cuts, batches that it
-//! has joined.
+//! One `sendmsg` for all payloads that go to one destination.
 //!
-//! Comes in: a socket, payloads, where they go. Goes out: system calls, and their errors as they are.
+//! Comes in: a socket, payloads, where they go. Goes out: a system call, and its error as it is.
 //! Never done here: remembering an error, or trying again without something.
 
 use std::{
@@ -12,6 +11,8 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr,
 };
+
+use super::control::Control;
 
 /// Payloads for one destination, handed to the kernel in one call.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +39,10 @@ pub struct Payloads<'a> {
 pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
     let mut control = Control::new();
     if payloads.ecn != 0 {
-        let (level, kind) = match payloads.destination {
-            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
-            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        // What leaves for an IPv4-mapped address is an IPv4 packet.
+        let (level, kind) = match payloads.destination.ip().to_canonical() {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
         };
         control.push(level, kind, &libc::c_int::from(payloads.ecn).to_ne_bytes());
     }
@@ -98,9 +100,9 @@ pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
     message.msg_namelen = name_len as libc::socklen_t;
     message.msg_iov = &raw mut piece;
     message.msg_iovlen = 1;
-    if control.len > 0 {
-        message.msg_control = control.space.as_mut_ptr().cast();
-        message.msg_controllen = control.len as _;
+    if !control.is_empty() {
+        message.msg_control = control.start().cast();
+        message.msg_controllen = control.len() as _;
     }
     loop {
         // SAFETY: the descriptor is borrowed; the address, the piece and the control messages that
@@ -116,152 +118,41 @@ pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
     }
 }
 
-/// Asks whether the kernel can cut batches sent on `socket`; changes nothing.
-///
-/// # Errors
-///
-/// What the kernel said: older ones do not know the option (Linux 4.18).
-pub fn check_segmentation(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // Zero means that a send without a control message of its own is not cut, which is the default.
-    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
-}
-
-/// Whether the kernel may join what arrives on `socket` into one message.
-///
-/// # Errors
-///
-/// What the kernel said: older ones do not know the option (Linux 5.0).
-pub fn set_coalescing(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, on.into())
-}
-
-/// Receives no times of arrival on `socket`. They take the place of marks: what quinn-udp 0.6.3 keeps
-/// for control messages (96 bytes) holds a time (32), a segment length (24) and an address (32), and
-/// the kernel then leaves out the mark (24).
-///
-/// # Errors
-///
-/// What the kernel said.
-pub fn stop_timestamps(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0)
-}
-
-/// Leaves out the checksums of IPv4 datagrams sent on `socket`, or computes them. Without checksums
-/// the kernel refuses to cut batches (EINVAL), so this is how a lab makes it refuse them.
-///
-/// # Errors
-///
-/// What the kernel said.
-pub fn omit_checksums(socket: BorrowedFd<'_>, omit: bool) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, omit.into())
-}
-
-fn set_option(
-    socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    option: libc::c_int,
-    value: libc::c_int,
-) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed, and the kernel reads one `int` from a place that outlives
-    // the call.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            ptr::from_ref(&value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Bytes of control messages: a mark (24), a segment length (24) and the larger packet info (40), each
-/// with its header and padding, on 64-bit machines.
-const CONTROL_BYTES: usize = 88;
-
-/// Control messages, aligned as their headers want it.
-struct Control {
-    space: [u64; CONTROL_BYTES / 8],
-    len: usize,
-}
-
-impl Control {
-    fn new() -> Self {
-        Self {
-            space: [0; CONTROL_BYTES / 8],
-            len: 0,
-        }
-    }
-
-    /// Adds one message.
-    ///
-    /// # Panics
-    ///
-    /// There is no room for it, which the size of [`CONTROL_BYTES`] rules out for what [`send`] adds.
-    fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
-        const { assert!(align_of::<libc::cmsghdr>() <= align_of::<u64>()) };
-        let data_len = data.len() as libc::c_uint;
-        // SAFETY: these two compute lengths from lengths.
-        let (taken, len) = unsafe { (libc::CMSG_SPACE(data_len), libc::CMSG_LEN(data_len)) };
-        assert!(self.len + taken as usize <= CONTROL_BYTES);
-        // SAFETY: `len` is a multiple of the header's alignment and within `space`, as all earlier
-        // messages were padded and fitted; header, data and padding of this one fit, as asserted.
-        unsafe {
-            let header = self
-                .space
-                .as_mut_ptr()
-                .byte_add(self.len)
-                .cast::<libc::cmsghdr>();
-            (*header).cmsg_level = level;
-            (*header).cmsg_type = kind;
-            (*header).cmsg_len = len as _;
-            let place = header.byte_add(libc::CMSG_LEN(0) as usize).cast::<u8>();
-            ptr::copy_nonoverlapping(data.as_ptr(), place, data.len());
-        }
-        self.len += taken as usize;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{io::IoSliceMut, net::UdpSocket, os::fd::AsFd as _};
+    use std::{net::UdpSocket, os::fd::AsFd as _, time::Duration};
 
-    use quinn_udp::{EcnCodepoint, RecvMeta, UdpSocketState};
+    use bytes::BytesMut;
 
     use super::*;
+    use crate::sys::udp::{
+        Received, check_segmentation, omit_checksums, prepare, receive, set_coalescing,
+    };
 
-    /// A socket on loopback, and what it takes to read marks and addresses from it.
-    fn bound(ip: &str) -> (UdpSocket, UdpSocketState) {
+    /// A socket on loopback that tells marks and addresses, and joins.
+    fn bound(ip: &str) -> UdpSocket {
         let socket = UdpSocket::bind((ip.parse::<IpAddr>().unwrap(), 0)).unwrap();
-        let state = UdpSocketState::new((&socket).into()).unwrap();
-        stop_timestamps(socket.as_fd()).unwrap();
-        socket.set_nonblocking(false).unwrap();
-        (socket, state)
+        prepare(socket.as_fd(), socket.local_addr().unwrap()).unwrap();
+        set_coalescing(socket.as_fd(), true).unwrap();
+        let patience = Duration::from_secs(5);
+        socket.set_read_timeout(Some(patience)).unwrap();
+        socket
     }
 
     /// Reads messages until `bytes` have come: payloads cut where the kernel had joined them, and what
-    /// the last message was marked with.
-    fn receive(
-        (socket, state): &(UdpSocket, UdpSocketState),
-        bytes: usize,
-    ) -> (Vec<Vec<u8>>, RecvMeta) {
-        let (mut payloads, mut meta) = (Vec::new(), RecvMeta::default());
+    /// the last message came with.
+    fn arrived(socket: &UdpSocket, bytes: usize) -> (Vec<Vec<u8>>, Received) {
+        let (mut payloads, mut metas) = (Vec::new(), [Received::default()]);
         while payloads.iter().map(Vec::len).sum::<usize>() < bytes {
-            let mut buffer = vec![0; 70_000];
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            let metas = std::slice::from_mut(&mut meta);
-            state.recv(socket.into(), &mut slices, metas).unwrap();
-            let filled = buffer[..meta.len].chunks(meta.stride.max(1));
+            let mut slots = [BytesMut::with_capacity(70_000)];
+            socket.peek_from(&mut [0]).unwrap();
+            receive(socket.as_fd(), &mut slots, &mut metas).unwrap();
+            let filled = slots[0].chunks(metas[0].segment_bytes.max(1));
             payloads.extend(filled.map(<[u8]>::to_vec));
         }
-        (payloads, meta)
+        (payloads, metas[0])
     }
 
     /// Over both families a batch arrives as payloads of the length asked for, the last one shorter,
@@ -274,21 +165,21 @@ mod tests {
             let sender = UdpSocket::bind(any).unwrap();
             let contents: Vec<u8> = (0..2500_u32).map(|n| (n % 251) as u8).collect();
             let payloads = Payloads {
-                destination: receiver.0.local_addr().unwrap(),
+                destination: receiver.local_addr().unwrap(),
                 source: Some(source.parse().unwrap()),
                 ecn: 0b10,
                 contents: &contents,
                 segment_bytes: Some(1000),
             };
             send(sender.as_fd(), &payloads).unwrap();
-            let (arrived, meta) = receive(&receiver, contents.len());
+            let (arrived, meta) = arrived(&receiver, contents.len());
             assert_eq!(
                 arrived.iter().map(Vec::len).collect::<Vec<_>>(),
                 [1000, 1000, 500]
             );
             assert_eq!(arrived.concat(), contents);
-            assert_eq!(meta.ecn, Some(EcnCodepoint::Ect0), "{ip}");
-            assert_eq!(meta.addr.ip(), source.parse::<IpAddr>().unwrap());
+            assert_eq!(meta.ecn, 0b10, "{ip}");
+            assert_eq!(meta.from.ip(), source.parse::<IpAddr>().unwrap());
         }
     }
 
@@ -298,15 +189,15 @@ mod tests {
         let receiver = bound("127.0.0.1");
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let payloads = Payloads {
-            destination: receiver.0.local_addr().unwrap(),
+            destination: receiver.local_addr().unwrap(),
             source: None,
             ecn: 0,
             contents: b"one",
             segment_bytes: None,
         };
         send(sender.as_fd(), &payloads).unwrap();
-        let (arrived, meta) = receive(&receiver, 3);
-        assert_eq!((arrived, meta.ecn), (vec![b"one".to_vec()], None));
+        let (arrived, meta) = arrived(&receiver, 3);
+        assert_eq!((arrived, meta.ecn), (vec![b"one".to_vec()], 0));
     }
 
     /// A socket without checksums sends payloads and refuses batches; with checksums again it takes
@@ -317,7 +208,7 @@ mod tests {
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let try_send = |segment_bytes| {
             let payloads = Payloads {
-                destination: receiver.0.local_addr().unwrap(),
+                destination: receiver.local_addr().unwrap(),
                 source: None,
                 ecn: 0,
                 contents: &[7; 2000],
@@ -337,11 +228,11 @@ mod tests {
     #[test]
     fn joining_can_be_turned_off() {
         let receiver = bound("127.0.0.1");
-        check_segmentation(receiver.0.as_fd()).unwrap();
-        set_coalescing(receiver.0.as_fd(), false).unwrap();
+        check_segmentation(receiver.as_fd()).unwrap();
+        set_coalescing(receiver.as_fd(), false).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let payloads = Payloads {
-            destination: receiver.0.local_addr().unwrap(),
+            destination: receiver.local_addr().unwrap(),
             source: None,
             ecn: 0,
             contents: &[7; 2500],
@@ -351,7 +242,7 @@ mod tests {
         let mut buffer = [0; 4000];
         let lengths = [1000, 1000, 500];
         assert_eq!(
-            lengths.map(|_| receiver.0.recv(&mut buffer).unwrap()),
+            lengths.map(|_| receiver.recv(&mut buffer).unwrap()),
             lengths
         );
     }

@@ -14,8 +14,8 @@ pub const BUFFER_BYTES: usize = 66 * 1024;
 const COPY_BYTES_MAX: usize = 2 * 1024;
 /// Size of the areas that small packets are copied into (bytes).
 const SMALL_AREA_BYTES: usize = 64 * 1024;
-/// Buffers remembered while parts of them are in use. 128 x 66 KiB = 8.3 MiB per worker; beyond it
-/// the oldest is forgotten and freed when its last part is.
+/// Buffers of either kind that are remembered, in use or free. 128 x 66 KiB = 8.3 MiB per worker and
+/// kind; beyond it the oldest is forgotten and freed when its last part is.
 const RETIRED_MAX: usize = 128;
 
 /// Memory that `len` bytes out of a [`BufferPool`] keep in use (bytes).
@@ -32,10 +32,10 @@ pub fn footprint(len: usize) -> usize {
 #[derive(Debug, Default)]
 pub struct BufferPool {
     /// The empty rests of buffers whose contents were handed out.
-    retired: VecDeque<BytesMut>,
+    retired: Shelf<BytesMut>,
     /// Whole buffers whose parts were handed out read-only: they keep their length, so that using
     /// one again costs no zeroing.
-    frozen: VecDeque<Bytes>,
+    frozen: Shelf<Bytes>,
     small: BytesMut,
 }
 
@@ -43,14 +43,15 @@ impl BufferPool {
     /// An empty buffer with room for [`BUFFER_BYTES`], for reads that set the length. Its memory may
     /// be new or used before; nobody can see which.
     pub fn take_empty(&mut self) -> BytesMut {
-        // The oldest is the likeliest to be free; one look keeps this constant in time.
-        if let Some(mut buffer) = self.retired.pop_front() {
+        let reclaim = |mut buffer: BytesMut| {
             if buffer.try_reclaim(BUFFER_BYTES) {
-                return buffer;
+                Ok(buffer)
+            } else {
+                Err(buffer)
             }
-            self.retired.push_back(buffer);
-        }
-        BytesMut::with_capacity(BUFFER_BYTES)
+        };
+        let free = self.retired.take(reclaim);
+        free.unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
     }
 
     /// All that was read into `buffer`, which is left empty with room for [`BUFFER_BYTES`].
@@ -62,22 +63,14 @@ impl BufferPool {
         }
         let mut filled = std::mem::replace(buffer, self.take_empty());
         // What is behind the contents holds on to the memory until they are gone.
-        self.retired.push_back(filled.split_off(filled.len()));
-        if self.retired.len() > RETIRED_MAX {
-            self.retired.pop_front();
-        }
+        self.retired.lend(filled.split_off(filled.len()));
         filled
     }
 
     /// A buffer of [`BUFFER_BYTES`], all readable and writable, for reads that begin anywhere in it.
     pub fn take_full(&mut self) -> BytesMut {
-        // As in `take_empty`, the oldest only.
-        match self.frozen.pop_front().map(Bytes::try_into_mut) {
-            Some(Ok(buffer)) => return buffer,
-            Some(Err(in_use)) => self.frozen.push_back(in_use),
-            None => {}
-        }
-        BytesMut::zeroed(BUFFER_BYTES)
+        let free = self.frozen.take(Bytes::try_into_mut);
+        free.unwrap_or_else(|| BytesMut::zeroed(BUFFER_BYTES))
     }
 
     /// The bytes `start..end` of `buffer`, never to be changed; `buffer` is left as a full buffer
@@ -90,10 +83,7 @@ impl BufferPool {
         }
         let whole = std::mem::replace(buffer, self.take_full()).freeze();
         let part = whole.slice(start..end);
-        self.frozen.push_back(whole);
-        if self.frozen.len() > RETIRED_MAX {
-            self.frozen.pop_front();
-        }
+        self.frozen.lend(whole);
         part
     }
 
@@ -114,8 +104,50 @@ impl BufferPool {
     }
 }
 
+/// Buffers of one kind: those in use somewhere, by what is left of them here, and free ones.
+#[derive(Debug)]
+struct Shelf<T> {
+    lent: VecDeque<T>,
+    free: Vec<BytesMut>,
+}
+
+impl<T> Shelf<T> {
+    fn lend(&mut self, rest: T) {
+        self.lent.push_back(rest);
+        if self.lent.len() + self.free.len() > RETIRED_MAX && self.free.pop().is_none() {
+            self.lent.pop_front();
+        }
+    }
+
+    /// The buffer that came back last: the processor's caches still hold it, where one that waited its
+    /// turn behind a hundred others would have to be fetched.
+    fn take(&mut self, reclaim: impl Fn(T) -> Result<BytesMut, T>) -> Option<BytesMut> {
+        // The oldest are the likeliest to be back. Two looks keep this constant in time, and find
+        // buffers faster than they are lent.
+        for _ in 0..2 {
+            match self.lent.pop_front().map(&reclaim) {
+                Some(Ok(buffer)) => self.free.push(buffer),
+                Some(Err(in_use)) => self.lent.push_back(in_use),
+                None => break,
+            }
+        }
+        self.free.pop()
+    }
+}
+
+impl<T> Default for Shelf<T> {
+    fn default() -> Self {
+        Self {
+            lent: VecDeque::new(),
+            free: Vec::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// A buffer whose contents are gone is used again, empty, as large as ever and with its old bytes
@@ -189,8 +221,26 @@ mod tests {
         let held: Vec<Bytes> = (0..3 * RETIRED_MAX)
             .map(|_| pool.carve_frozen(&mut buffer, 0, 5000))
             .collect();
-        assert_eq!(pool.frozen.len(), RETIRED_MAX);
+        assert_eq!(pool.frozen.lent.len(), RETIRED_MAX);
         drop(held);
+    }
+
+    /// After a burst that needed many buffers, a few are used again and again.
+    #[test]
+    fn few_buffers_are_used_after_a_burst() {
+        let mut pool = BufferPool::default();
+        let mut buffer = pool.take_full();
+        let mut carve = || {
+            let part = pool.carve_frozen(&mut buffer, 0, 5000);
+            (part.as_ptr(), part)
+        };
+        let burst: Vec<_> = (0..100).map(|_| carve()).collect();
+        drop(burst);
+        for _ in 0..100 {
+            drop(carve());
+        }
+        let used: BTreeSet<_> = (0..100).map(|_| carve().0).collect();
+        assert!(used.len() <= 3, "{}", used.len());
     }
 
     /// Small packets are copied and leave the buffer where it is.

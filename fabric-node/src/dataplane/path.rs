@@ -43,6 +43,8 @@ pub(super) struct Path {
     segments: Vec<u8>,
     deliver: DeliverScratch,
     joining: Joining,
+    /// The port that a peer's packet was last written to.
+    written: Option<PortId>,
     /// Answers to packets of peers, sent when the endpoint is free again.
     answers: Vec<(PeerId, Vec<u8>, Instant)>,
 }
@@ -59,6 +61,7 @@ impl Default for Path {
             segments: Vec::with_capacity(2048),
             deliver: DeliverScratch::default(),
             joining: Joining::default(),
+            written: None,
             answers: Vec::new(),
         }
     }
@@ -290,6 +293,7 @@ impl Path {
                 };
                 deliver_to(published, to, &headers, offload, content, &mut self.deliver)?;
                 self.counters.record_delivered(Side::from(to), len);
+                self.written = Some(to);
                 Ok(())
             }
             Verdict::Answer => {
@@ -310,6 +314,12 @@ impl Path {
             counters: &mut self.counters,
             scratch: &mut self.deliver,
         });
+    }
+
+    /// The port that was last written to since this was last asked. The kernel answers much within the
+    /// write already: an echo, an acknowledgement, a refused connection.
+    pub(super) fn take_written(&mut self) -> Option<PortId> {
+        self.written.take()
     }
 
     /// Sends the ICMP errors that packets of peers have earned.

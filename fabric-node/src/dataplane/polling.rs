@@ -53,8 +53,7 @@ impl Polling {
         if bytes > LIGHT_BYTES_MAX {
             self.bulk = Some(ended);
         }
-        let in_bulk = self.bulk.is_some_and(|bulk| ended < bulk + BULK_LASTS);
-        if in_bulk {
+        if self.in_bulk(ended) {
             self.last = None;
         } else if let Some((before, at)) = self.last.replace((way, ended)) {
             let habit = self.habit(before);
@@ -64,6 +63,11 @@ impl Polling {
                 habit.saturating_sub(2)
             };
         }
+    }
+
+    /// Whether bulk has passed just before `now`.
+    pub(super) fn in_bulk(&self, now: Instant) -> bool {
+        self.bulk.is_some_and(|bulk| now < bulk + BULK_LASTS)
     }
 
     /// Until when to look on; `None` to sleep at once.

@@ -69,6 +69,8 @@ pub(super) struct Worker {
     published: Cache<Arc<ArcSwap<Published>>, Arc<Published>>,
     generation: Option<Generation>,
     inbox: Inbox,
+    /// Whether the last sleep was ended by a wake.
+    woken: bool,
     wakers: Arc<[Waker]>,
     epoll: Epoll,
     /// Whether the end of a sleep is asked of each socket's becoming writable.
@@ -105,6 +107,7 @@ impl Worker {
             published: Cache::new(published),
             generation: None,
             inbox,
+            woken: true,
             wakers,
             epoll,
             waiting_to_write,
@@ -125,7 +128,7 @@ impl Worker {
             let now = Instant::now();
             // Wakes are taken back before the state is looked at: one for a state that comes after
             // this look stays, and ends the next sleep.
-            let woken = self.inbox.clear();
+            let woken = std::mem::take(&mut self.woken) && self.inbox.clear();
             let published = Arc::clone(self.published.load());
             self.follow(&published, woken, now);
             let before = self.received();
@@ -177,11 +180,24 @@ impl Worker {
         });
         self.path.flush(published);
         self.path.send_answers(&mut self.endpoint);
+        self.expect_answer(now);
         self.read_ports(published, now);
         self.endpoint.transmit(now);
         if self.endpoint.take_workers_learned() {
             // This one too: its next turn dials what is missing.
             self.wakers.iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Beside single packets, reads the port just written to without being told that it has something:
+    /// an answer of the kernel goes out in the turn of what it answers. Beside bulk the answers are
+    /// better taken together.
+    fn expect_answer(&mut self, now: Instant) {
+        if let Some(written) = self.path.take_written()
+            && !self.polling.in_bulk(now)
+            && let Some(port) = self.ports.iter_mut().find(|port| port.id == written)
+        {
+            port.ready = true;
         }
     }
 
@@ -318,10 +334,11 @@ impl Worker {
     fn wait(&mut self, timeout: Option<Duration>) -> bool {
         let mut any = false;
         let (ports, underlay_ready) = (&mut self.ports, &mut self.underlay_ready);
+        let woken = &mut self.woken;
         let waited = self.epoll.wait(timeout, |number| {
             any = true;
             match number {
-                INBOX => {}
+                INBOX => *woken = true,
                 SOCKETS => *underlay_ready = true,
                 number => {
                     if let Some(port) = ports

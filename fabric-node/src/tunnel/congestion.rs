@@ -35,11 +35,11 @@ use quinn_proto::{
 /// with, and enough for a thousand small packets.
 pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
 /// The ceiling is never below this (bytes): 8 Gbit/s at a round trip of a quarter of a millisecond.
-const CEILING_BYTES_MIN: u64 = 256 * 1024;
+const CEILING_BYTES_MIN: u64 = 192 * 1024;
 /// Paths with a shorter round trip have a ceiling.
 const SHORT_PATH: Duration = Duration::from_millis(2);
 /// Waiting on the way beyond which the ceiling comes down.
-const QUEUE_DELAY_MAX: Duration = Duration::from_micros(250);
+const QUEUE_DELAY_MAX: Duration = Duration::from_micros(200);
 /// The shortest round trip is that of the present and the last interval of this length, so that a
 /// new route is learned.
 const SHORTEST_OF: Duration = Duration::from_secs(10);

@@ -34,7 +34,7 @@ use quinn_proto::{
 /// Smallest congestion window (bytes): two super-packets. Small beside what a connection may begin
 /// with, and enough for a thousand small packets.
 pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
-/// The ceiling is never below this (bytes): 8 Gbit/s at a round trip of a quarter of a millisecond.
+/// The ceiling is never below this (bytes): 8 Gbit/s at a round trip of 0.2 ms.
 const CEILING_BYTES_MIN: u64 = 192 * 1024;
 /// Paths with a shorter round trip have a ceiling.
 const SHORT_PATH: Duration = Duration::from_millis(2);

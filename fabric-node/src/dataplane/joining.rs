@@ -1,7 +1,8 @@
 //! UDP packets from peers, joined into super-packets before they are written.
 //!
 //! Comes in: packets with the port they go to. Goes out: one write for up to 64 packets of a flow, each
-//! packet counted. Never done here: holding a packet beyond the turn it came in.
+//! packet counted. Never done here: holding a packet beyond the turn it came in, or behind one that came
+//! later by a stream.
 //!
 //! A peer packs many small packets into few large ones, so they arrive together; a write for each of
 //! them would make the kernel walk its stack as often.
@@ -106,7 +107,7 @@ impl Outlet<'_> {
                 let last = bytes.len().saturating_sub(packets.saturating_sub(1) * size);
                 self.counters.record_delivered(Side::from(port), last);
             }
-            Err(reason) => (0..packets).for_each(|_| self.counters.record_dropped(reason)),
+            Err(reason) => self.counters.record_dropped_many(reason, packets as u64),
         }
     }
 

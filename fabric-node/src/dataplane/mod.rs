@@ -4,12 +4,13 @@
 //! exact accounts of both. Never done here: configuration, files, tokio.
 //!
 //! In the order a packet meets them: [`worker`] runs the loop, [`port`] reads a packet, [`path`] takes
-//! it through the decision ([`fabric_core::forward`]), [`deliver`] writes it to a TUN, with others where [`joining`]
-//! can join them, [`outbound`] makes it a record for a peer. [`polling`] says whether to look on before
-//! sleeping. [`published`] is what all workers read, [`mailbox`] how they are told.
+//! it through the decision ([`fabric_core::forward`]), [`deliver`] writes it to a TUN, with others
+//! where [`joining`] can join them, [`outbound`] makes it a record for a peer. [`polling`] says whether
+//! to look on before sleeping. [`published`] is what all workers read, [`mailbox`] how they are told.
 //!
 //! A port is read by one worker only (its number modulo the workers) and each connection belongs to
-//! one worker, so a flow keeps its order; any worker writes to any TUN.
+//! one worker; any worker writes to any TUN. So workers never reorder a flow, and neither does the
+//! tunnel, whatever the sizes of its packets (`tunnel::queue`).
 
 pub mod deliver;
 mod epoll;

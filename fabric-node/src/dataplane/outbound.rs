@@ -2,7 +2,8 @@
 //!
 //! TCP rides on streams, whole, so that its super-packets cross uncut and a loss on the underlay is
 //! mended below it. Everything else rides in datagrams as long as it fits, and keeps its loss
-//! semantics. What does not fit takes a stream: nothing is lost for its size.
+//! semantics. What does not fit takes a stream: nothing is lost for its size. While it is under way the
+//! rest of its flow follows it there, so that the flow keeps its order.
 
 use std::{ops::Range, time::Instant};
 
@@ -57,7 +58,6 @@ pub fn send(
     scratch: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
     let len = headers.packet_len as usize;
-    let room = link.datagram_room();
     let is_tcp =
         matches!(headers.transport, Transport::Tcp { .. }) && headers.fragment == Fragment::Whole;
     let label = Label {
@@ -65,6 +65,7 @@ pub fn send(
         flow: flow_hash(headers),
         class: if is_tcp { Class::Bulk } else { Class::Latency },
     };
+    let room = link.datagram_room(label.flow);
     match offload.gso {
         Some(
             gso @ Gso {

@@ -275,8 +275,9 @@ impl Path {
         );
         match verdict {
             Verdict::Deliver(to) => {
+                let joins = Joining::takes(published, to, &headers);
                 if let Received::Datagram { packet, .. } = record
-                    && Joining::takes(published, to, &headers)
+                    && joins
                 {
                     let mut outlet = Outlet {
                         published,
@@ -286,6 +287,10 @@ impl Path {
                     self.joining
                         .push(to, packet, &headers, offload, &mut outlet);
                     return Ok(());
+                }
+                if joins {
+                    // From a stream: it must not overtake what waits of its flow.
+                    self.flush(published);
                 }
                 let content = match record {
                     Received::Datagram { packet, .. } => Content::Whole(packet),
@@ -391,3 +396,5 @@ fn write_own(tun: &Tun, packet: &[u8], scratch: &mut DeliverScratch) -> Result<(
 
 #[cfg(test)]
 mod allocation_tests;
+#[cfg(test)]
+mod order_tests;

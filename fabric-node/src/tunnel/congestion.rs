@@ -2,9 +2,9 @@
 //! who asks for it and on how much is on its way.
 //!
 //! Comes in: what acknowledgements and losses say. Goes out: a window between [`WINDOW_BYTES_MIN`] and
-//! what keeps the queue on the way short, whether the engine has looked at it, and how many bytes nobody
-//! has acknowledged. Never done here:
-//! deciding how a window grows or shrinks by losses.
+//! what keeps the queue on the way short, whether the engine has looked at it, how many bytes nobody
+//! has acknowledged, and up to when nothing is unknown. Never done here: deciding how a window grows or
+//! shrinks by losses.
 //!
 //! **The floor.** A controller makes the window smaller with every loss and larger only when it is
 //! used up (RFC 9002 section 7.8). Between nodes that have little to say it only ever shrinks, to two
@@ -52,7 +52,7 @@ impl<F: ControllerFactory> ControllerFactory for Bounded<F> {
         Box::new(Between {
             inner: self.0.clone().build(now, current_mtu),
             ceiling: Ceiling::new(now),
-            watch: WindowWatch::default(),
+            watch: WindowWatch::since(now),
         })
     }
 }
@@ -69,9 +69,23 @@ pub struct WindowWatch(Arc<Seen>);
 struct Seen {
     asked: AtomicBool,
     in_flight: AtomicU64,
+    /// When the connection began; `None` without a controller.
+    begin: Option<Instant>,
+    /// Nanoseconds from then on, see [`WindowWatch::known_until`].
+    known_until: AtomicU64,
 }
 
+/// Granularity of the engine's timers (RFC 9002 section 6.1.2): no loss is declared sooner.
+const GRANULARITY: Duration = Duration::from_millis(1);
+
 impl WindowWatch {
+    fn since(now: Instant) -> Self {
+        Self(Arc::new(Seen {
+            begin: Some(now),
+            ..Seen::default()
+        }))
+    }
+
     /// The watch on a connection's controller; one that never sees anything if the controller was
     /// not made here.
     pub(super) fn of(controller: &dyn Controller) -> Self {
@@ -93,6 +107,31 @@ impl WindowWatch {
     /// acknowledge are among them until the next acknowledgement comes.
     pub(super) fn in_flight(&self) -> u64 {
         self.0.in_flight.load(Relaxed)
+    }
+
+    /// All packets sent up to this time have been acknowledged or declared lost.
+    pub(super) fn known_until(&self) -> Option<Instant> {
+        let nanos = self.0.known_until.load(Relaxed);
+        let begin = self.0.begin?;
+        (nanos > 0).then(|| begin + Duration::from_nanos(nanos))
+    }
+
+    /// A packet that left at `sent` was acknowledged on a path with this round trip.
+    ///
+    /// Of the packets sent before it, those are declared lost with this acknowledgement that left
+    /// 9/8 of a round trip ago and were not acknowledged (RFC 9002 section 6.1.2). The round trip
+    /// may become as long as this packet has just taken; a safe margin covers that and the rounding.
+    fn was_acked(&self, now: Instant, sent: Instant, round_trip: Duration) {
+        let Some(begin) = self.0.begin else { return };
+        let taken = now.saturating_duration_since(sent);
+        let margin = round_trip.max(taken).max(GRANULARITY) * 2;
+        let nanos = |time: Instant| {
+            let since = time.saturating_duration_since(begin).as_nanos();
+            u64::try_from(since).unwrap_or(u64::MAX)
+        };
+        let before = nanos(sent).saturating_sub(1);
+        let long_ago = now.checked_sub(margin).map_or(0, nanos);
+        self.0.known_until.fetch_max(before.min(long_ago), Relaxed);
     }
 
     fn was_sent(&self, bytes: u64) {
@@ -179,6 +218,7 @@ impl Controller for Between {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
+        self.watch.was_acked(now, sent, rtt.conservative());
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
         self.ceiling
             .measured(now, rtt.get(), self.inner.window().max(WINDOW_BYTES_MIN));
@@ -279,6 +319,30 @@ mod tests {
         assert_eq!(watch.in_flight(), 2_000);
         controller.on_congestion_event(now, now, false, 9_000);
         assert_eq!(watch.in_flight(), 0);
+    }
+
+    /// What was sent a while before an acknowledged packet is known of; what is younger than two round
+    /// trips, or than that packet, is not.
+    #[test]
+    fn what_is_known_of_is_seen() {
+        let begin = Instant::now();
+        let ms = |ms| begin + Duration::from_millis(ms);
+        let round_trip = Duration::from_millis(10);
+        let watch = WindowWatch::since(begin);
+        assert_eq!(watch.known_until(), None);
+        watch.was_acked(ms(110), ms(100), round_trip);
+        assert_eq!(watch.known_until(), Some(ms(90)));
+        // A packet from before says nothing new.
+        watch.was_acked(ms(120), ms(50), round_trip);
+        assert_eq!(watch.known_until(), Some(ms(90)));
+        // It took longer than others, so others may.
+        watch.was_acked(ms(150), ms(125), round_trip);
+        assert_eq!(watch.known_until(), Some(ms(100)));
+        watch.was_acked(ms(1000), ms(995), Duration::ZERO);
+        assert_eq!(watch.known_until(), Some(ms(990)));
+        watch.was_acked(ms(2000), ms(2000), Duration::ZERO);
+        assert_eq!(watch.known_until(), Some(ms(1998)));
+        assert_eq!(WindowWatch::default().known_until(), None);
     }
 
     fn step(ceiling: &mut Ceiling, now: &mut Instant, round_trip_us: u64, times: u32) {

@@ -405,9 +405,10 @@ impl Endpoint {
 
     /// What became of packets since the last call, as of the last [`Self::transmit`].
     pub fn take_accounts(&mut self) -> Accounts {
+        let queues = std::mem::take(&mut self.queues);
         Accounts {
-            queues: std::mem::take(&mut self.queues),
-            lost: std::mem::take(&mut self.lost),
+            lost: std::mem::take(&mut self.lost) + queues.cut,
+            queues,
             bad_records: std::mem::take(&mut self.bad_records),
         }
     }

@@ -18,7 +18,7 @@ pub const OWN_PORT: PortId = PortId(u32::MAX);
 pub struct Label {
     /// The port that the packet came from, or [`OWN_PORT`]. Ports get equal shares.
     pub port: PortId,
-    /// A number that all packets of one flow have. They keep their order.
+    /// A number that all packets of one flow have. They keep their order, whatever their sizes.
     pub flow: u32,
     /// What the packet wants.
     pub class: Class,
@@ -27,10 +27,12 @@ pub struct Label {
 /// One authenticated connection to a peer, as the worker's loop drives it. No method blocks, none
 /// does I/O, none asks the time.
 pub trait PeerLink {
-    /// Largest record that a datagram takes at the path's present MTU (bytes); 0 if none does.
-    fn datagram_room(&mut self) -> usize;
+    /// Largest record of a flow that a datagram takes at the path's present MTU (bytes); 0 if none
+    /// does, or if larger packets of the flow are on their way on a stream. TCP need not ask.
+    fn datagram_room(&mut self, flow: u32) -> usize;
 
-    /// Queues a record that keeps its loss semantics. It must fit [`Self::datagram_room`].
+    /// Queues a record that keeps its loss semantics. It must fit [`Self::datagram_room`]. If others
+    /// of its flow go on a stream before its turn comes, it follows them there.
     ///
     /// `pending.account` is the length of the packet that the record completes; `None` for all but
     /// the last piece of a packet, and for packets that the node itself made. A record that is

@@ -10,7 +10,8 @@
 //! 3. [`framing`] takes streams apart into records; [`queue`] bounds what waits for a connection.
 //! 4. [`socket`] moves UDP with segmentation and receive offload, out of [`buffers`]; [`outbox`] is its
 //!    way out, [`segmentation`] knows where that must do without batches.
-//! 5. [`transport`] holds the QUIC settings, [`congestion`] bounds one of them, [`secrets`] what must survive a restart.
+//! 5. [`transport`] holds the QUIC settings, [`congestion`] bounds one of them, [`secrets`] what must
+//!    survive a restart.
 
 pub mod buffers;
 pub mod congestion;

@@ -1,8 +1,9 @@
 //! The engine: one quinn-proto connection, driven by hand.
 //!
 //! TCP super-packets ride on unidirectional streams, [`STREAM_BUCKETS`] of them; a flow keeps to one.
-//! Everything that fits rides in datagrams. The one bidirectional stream carries the hello. Records
-//! wait in the queue, not in the engine: it is given more when it has sent what it has.
+//! Everything that fits rides in datagrams, except behind larger packets of its flow. The one
+//! bidirectional stream carries the hello. Records wait in the queue, not in the engine: it is given
+//! more when it has sent what it has.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -42,6 +43,10 @@ pub struct QuicLink {
     queue: SendQueue,
     ahead: Ahead,
     window: WindowWatch,
+    /// What the queue is to be told of once it has arrived.
+    epoch: Option<Epoch>,
+    /// What the engine says of its room for datagrams when it has none.
+    datagrams_unused: usize,
     outbound: [Option<StreamId>; STREAM_BUCKETS],
     inbound: Vec<Inbound>,
     datagrams_waiting: bool,
@@ -49,6 +54,15 @@ pub struct QuicLink {
     control_in: BytesMut,
     control_out: Bytes,
     greeted: bool,
+}
+
+/// An epoch of the streams that has ended, with all of it sent at least once.
+#[derive(Clone, Copy, Debug)]
+struct Epoch {
+    number: u64,
+    ended: Instant,
+    /// Packets declared lost by then; one more, and something of it may be sent again.
+    lost_packets: u64,
 }
 
 /// A peer opened a control stream beside the one there is.
@@ -65,9 +79,11 @@ struct Inbound {
 impl QuicLink {
     /// Takes over a connection that has just been made.
     #[must_use]
-    pub fn new(connection: Connection) -> Self {
+    pub fn new(mut connection: Connection) -> Self {
         Self {
             window: WindowWatch::of(connection.congestion_state()),
+            epoch: None,
+            datagrams_unused: connection.datagrams().send_buffer_space(),
             connection,
             queue: SendQueue::default(),
             ahead: Ahead::default(),
@@ -229,10 +245,39 @@ impl QuicLink {
         let mut inside = Inside {
             connection: &mut self.connection,
             streams: &mut self.outbound,
+            datagrams_unused: self.datagrams_unused,
         };
         let given = self.queue.serve(now, bytes, piece, &mut inside);
         self.ahead.gave(given);
         given
+    }
+
+    /// The engine has sent all that it was given, and once more what was lost: notes that, for flows
+    /// that are on streams.
+    fn end_epoch(&mut self, now: Instant) {
+        if self.epoch.is_none()
+            && let Some(number) = self.queue.end_epoch()
+        {
+            self.epoch = Some(Epoch {
+                number,
+                ended: now,
+                lost_packets: self.connection.stats().path.lost_packets,
+            });
+        }
+    }
+
+    /// Tells the queue if all that was sent by the end of an epoch has arrived. If some was lost, it is
+    /// for the next epoch to see whether that came.
+    fn settle_epoch(&mut self) {
+        let Some(epoch) = self.epoch else { return };
+        let is_known = |known| known >= epoch.ended;
+        if !self.window.known_until().is_some_and(is_known) {
+            return;
+        }
+        self.epoch = None;
+        if self.connection.stats().path.lost_packets == epoch.lost_packets {
+            self.queue.settle(epoch.number);
+        }
     }
 
     fn receive_datagrams(&mut self, sink: &mut dyn FnMut(Received<'_>)) -> Result<(), RecordError> {
@@ -291,7 +336,10 @@ impl QuicLink {
 }
 
 impl PeerLink for QuicLink {
-    fn datagram_room(&mut self) -> usize {
+    fn datagram_room(&mut self, flow: u32) -> usize {
+        if self.queue.wants_stream(flow) {
+            return 0;
+        }
         self.connection.datagrams().max_size().unwrap_or(0)
     }
 
@@ -322,6 +370,7 @@ impl PeerLink for QuicLink {
         segments_max: usize,
         buffer: &mut Vec<u8>,
     ) -> Option<Transmit> {
+        self.settle_epoch();
         let mtu = usize::from(self.connection.current_mtu());
         let batch = segments_max * mtu;
         let (window, rtt) = (
@@ -344,6 +393,7 @@ impl PeerLink for QuicLink {
                 return None;
             }
             self.ahead.ran_dry();
+            self.end_epoch(now);
             if self.feed(bytes, piece, now) == 0 {
                 return None;
             }
@@ -380,6 +430,7 @@ impl PeerLink for QuicLink {
 struct Inside<'a> {
     connection: &'a mut Connection,
     streams: &'a mut [Option<StreamId>; STREAM_BUCKETS],
+    datagrams_unused: usize,
 }
 
 impl Engine for Inside<'_> {
@@ -392,6 +443,11 @@ impl Engine for Inside<'_> {
             .datagrams()
             .send(record.clone(), false)
             .is_ok()
+    }
+
+    fn datagrams_unsent(&mut self) -> usize {
+        let unused = self.connection.datagrams().send_buffer_space();
+        self.datagrams_unused.saturating_sub(unused)
     }
 
     fn take_stream(&mut self, bucket: usize, piece: &mut Bytes) -> Written {
@@ -421,7 +477,8 @@ impl Engine for Inside<'_> {
     }
 }
 
-/// A datagram record rewritten as a stream record: the path's MTU fell while it waited.
+/// A datagram record rewritten as a stream record: while it waited the path's MTU fell, or its flow
+/// went over to a stream.
 fn datagram_as_stream_record(datagram: &[u8]) -> Bytes {
     let packet = datagram.get(DATAGRAM_HEADER_LEN..).unwrap_or_default();
     let offload = record::decode_datagram(datagram)

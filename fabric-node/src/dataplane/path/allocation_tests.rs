@@ -61,7 +61,7 @@ const MOST_ONE_BY_ONE: [f64; 2] = [2.1, 2.8];
 /// Measured: 8.6 and 0.9. A super-packet is 45 QUIC packets, of which the sender keeps a list.
 const MOST_SUPER: [f64; 2] = [12.0, 1.5];
 /// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two pods of a node, from the read of one device to the write to the other, neither a hundred
 /// thousand small packets nor gigabits of super-packets cost one allocation.
@@ -159,14 +159,14 @@ impl Node {
 }
 
 /// Nodes that know each other, and their pods.
-struct World {
+pub(super) struct World {
     nodes: Vec<Node>,
     pods: Vec<((u8, u8), Netns)>,
 }
 
 impl World {
     /// Nodes with pods of these numbers.
-    fn new(plan: &[&[u8]]) -> Self {
+    pub(super) fn new(plan: &[&[u8]]) -> Self {
         let host = Netns::create().expect("this test makes network namespaces: run it as root");
         host.run(|| Netlink::connect().unwrap().set_loopback_up())
             .unwrap()
@@ -217,7 +217,7 @@ impl World {
     }
 
     /// A turn of each node.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         let now = Instant::now();
         for node in &mut self.nodes {
             node.allocations += measure(|| node.turn(now)).count_total;
@@ -253,7 +253,7 @@ impl World {
         &found.unwrap().1
     }
 
-    fn udp(&self, from: (u8, u8), to: (u8, u8)) -> Udp {
+    pub(super) fn udp(&self, from: (u8, u8), to: (u8, u8)) -> Udp {
         let bind = |pod: (u8, u8)| {
             let socket = self
                 .pod(pod)
@@ -299,9 +299,9 @@ impl World {
 }
 
 /// Small packets one way.
-struct Udp {
-    sender: UdpSocket,
-    receiver: UdpSocket,
+pub(super) struct Udp {
+    pub(super) sender: UdpSocket,
+    pub(super) receiver: UdpSocket,
 }
 
 impl Udp {

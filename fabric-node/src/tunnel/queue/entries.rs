@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::Lane;
+use super::{Lane, lanes::SlotId};
 
 /// Bytes that a waiting record costs beside its own.
 pub(super) const ENTRY_BYTES: usize = size_of::<Node>();
@@ -25,6 +25,8 @@ pub(super) struct Entry {
     /// Memory that it keeps in use (bytes).
     pub(super) pinned: u32,
     pub(super) lane: Lane,
+    /// Where the lane of its flow is remembered.
+    pub(super) slot: SlotId,
     /// Its turn has come: it goes out, whatever happens behind it.
     pub(super) begun: bool,
 }
@@ -149,7 +151,10 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use fabric_core::ids::PortId;
+
     use super::*;
+    use crate::tunnel::{link::Label, queue::Class};
 
     fn entry(number: u32, at: Instant) -> Entry {
         Entry {
@@ -158,6 +163,11 @@ mod tests {
             account: Some(number),
             pinned: 0,
             lane: Lane::Stream,
+            slot: SlotId::of(Label {
+                port: PortId(0),
+                flow: 0,
+                class: Class::Bulk,
+            }),
             begun: false,
         }
     }

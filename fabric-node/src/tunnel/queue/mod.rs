@@ -13,11 +13,16 @@
 //! 3. Within a port flows take turns likewise, new ones first ([`port`], RFC 8290).
 //! 4. A flow that stays long is told, by a mark or a loss ([`codel`], RFC 8289; [`mark`](mod@mark)).
 //!
-//! A record that has begun on a stream is finished before another begins on the same stream.
+//! A record that has begun on a stream is finished before another begins on the same stream. Where the
+//! engine takes nothing for one lane, records of the other one go on.
+//!
+//! Packets of a flow leave in the order in which they came, also if some fit a datagram and some do
+//! not ([`lanes`]).
 
 mod ahead;
 mod codel;
 mod entries;
+mod lanes;
 mod mark;
 mod port;
 mod turns;
@@ -30,6 +35,7 @@ use fabric_core::{counters::Tally, snapshot::POD_MTU};
 pub use self::ahead::{Ahead, Portion};
 use self::{
     entries::{ENTRY_BYTES, Entries, Entry},
+    lanes::{Lanes, SlotId},
     mark::mark,
     port::PortQueue,
     turns::Turns,
@@ -81,13 +87,18 @@ pub struct Pending {
     pub account: Option<u32>,
 }
 
-/// Where records go.
+/// Where records go. It keeps the order of datagrams, and the order of what a stream was given.
 pub trait Engine {
     /// Largest record that a datagram takes at present (bytes).
     fn datagram_room(&mut self) -> usize;
 
     /// Takes a record as a datagram; false if there is no room at present.
     fn take_datagram(&mut self, record: &Bytes) -> bool;
+
+    /// Bytes of datagrams that it took and has not sent, at least.
+    fn datagrams_unsent(&mut self) -> usize {
+        0
+    }
 
     /// Takes the beginning of `piece`, the next bytes of stream `bucket`, off it.
     fn take_stream(&mut self, bucket: usize, piece: &mut Bytes) -> Written;
@@ -114,6 +125,9 @@ pub struct QueueAccounts {
     pub full: u64,
     /// Dropped as a signal of congestion.
     pub managed: u64,
+    /// Lost with the stream that had their beginning: PEER_DISCONNECTED, as all that waits when a
+    /// connection ends.
+    pub cut: u64,
     /// Marked as a signal of congestion; they are counted above as well, each where it ended.
     pub marked: u64,
 }
@@ -125,6 +139,7 @@ impl QueueAccounts {
         self.handed.bytes += other.handed.bytes;
         self.full += other.full;
         self.managed += other.managed;
+        self.cut += other.cut;
         self.marked += other.marked;
     }
 }
@@ -136,6 +151,7 @@ pub struct SendQueue {
     turns: Turns,
     /// The flow that each stream is in the midst of a record of: its port's place and its own.
     begun: [Option<(usize, usize)>; STREAM_BUCKETS],
+    lanes: Lanes,
     load: [usize; LANES],
     queued: u64,
     accounts: QueueAccounts,
@@ -145,12 +161,17 @@ impl SendQueue {
     /// Appends a record to its flow. If there is too much of its lane then, the port that has the
     /// most of that loses some.
     pub fn push(&mut self, lane: Lane, label: Label, pending: Pending, now: Instant) {
+        let slot = SlotId::of(label);
+        if lane == Lane::Stream {
+            self.lanes.queued(slot);
+        }
         let entry = Entry {
             pinned: (pending.pinned + ENTRY_BYTES) as u32,
             record: pending.record,
             at: now,
             account: pending.account,
             lane,
+            slot,
             begun: false,
         };
         let place = self.turns.place(label.port);
@@ -183,16 +204,36 @@ impl SendQueue {
         engine: &mut impl Engine,
     ) -> usize {
         let mut handed = 0;
+        let mut shut = [false; LANES];
         while handed < bytes {
-            let Some(flow) = self.turns.next(&self.entries) else {
+            let Some((place, flow)) = self.turns.next(&self.entries) else {
                 break;
             };
-            match self.serve_flow(now, flow, piece, engine) {
+            let step = match self.turns.front(&mut self.entries, place, flow) {
+                Some(front) if !shut[front.lane as usize] => {
+                    self.serve_flow(now, (place, flow), piece, engine)
+                }
+                _ => Step::Later,
+            };
+            match step {
                 Step::Taken(taken) => handed += taken,
                 Step::Again => {}
-                Step::Refused => break,
+                Step::Later => self.turns.set_aside(place, flow),
+                Step::Refused(lane) => {
+                    shut[lane as usize] = true;
+                    if self
+                        .load
+                        .iter()
+                        .zip(shut)
+                        .all(|(load, shut)| shut || *load == 0)
+                    {
+                        break;
+                    }
+                    self.turns.set_aside(place, flow);
+                }
             }
         }
+        self.turns.bring_back(&self.entries);
         handed
     }
 
@@ -204,7 +245,7 @@ impl SendQueue {
         engine: &mut impl Engine,
     ) -> Step {
         let Some(front) = self.turns.front(&mut self.entries, place, flow) else {
-            return Step::Refused;
+            return Step::Later;
         };
         if front.lane == Lane::Stream
             && let Some(owner) = self.begun[bucket(flow)]
@@ -215,20 +256,32 @@ impl SendQueue {
             return Step::Again;
         }
         let Some(front) = self.turns.front(&mut self.entries, place, flow) else {
-            return Step::Refused;
+            return Step::Later;
         };
         front.begun = true;
         match front.lane {
-            Lane::Stream => self.hand_piece((place, flow), piece, engine),
-            Lane::Datagram if front.record.len() > engine.datagram_room() => {
+            Lane::Stream => {
+                if !self
+                    .lanes
+                    .may_begin(front.slot, || engine.datagrams_unsent())
+                {
+                    return Step::Later;
+                }
+                self.hand_piece((place, flow), piece, engine)
+            }
+            Lane::Datagram
+                if front.record.len() > engine.datagram_room()
+                    || self.lanes.is_on_stream(front.slot) =>
+            {
                 self.move_to_stream(place, flow, engine);
                 Step::Again
             }
             Lane::Datagram => {
                 if !engine.take_datagram(&front.record) {
-                    return Step::Refused;
+                    return Step::Refused(Lane::Datagram);
                 }
                 let len = front.record.len();
+                self.lanes.took_datagram(len);
                 self.turns.port(place).charge(flow, len);
                 self.finish(place, flow, true);
                 Step::Taken(len)
@@ -286,9 +339,12 @@ impl SendQueue {
             if self.begun[bucket(flow)].take().is_some() {
                 self.finish(place, flow, false);
             }
-            return Step::Refused;
+            return Step::Refused(Lane::Stream);
         };
         front.record.advance(taken);
+        if taken > 0 {
+            self.lanes.streamed(front.slot);
+        }
         let whole = front.record.is_empty();
         let port = self.turns.port(place);
         port.shorten(flow, taken);
@@ -301,13 +357,13 @@ impl SendQueue {
         }
         // Less than was offered is an engine that takes no more: it says so when it is asked again.
         if taken == 0 {
-            Step::Refused
+            Step::Refused(Lane::Stream)
         } else {
             Step::Taken(taken)
         }
     }
 
-    /// The path takes smaller packets than when this one was queued.
+    /// The path takes smaller packets than when this one was queued, or its flow is on a stream.
     fn move_to_stream(&mut self, place: usize, flow: usize, engine: &mut impl Engine) {
         let (mut before, mut after) = (0, 0);
         let port = self.turns.port(place);
@@ -323,7 +379,7 @@ impl SendQueue {
         self.load[Lane::Stream as usize] += after;
     }
 
-    /// The first record of a flow is gone: to the engine, or for nothing.
+    /// The first record of a flow is gone: to the engine, or with the stream it was on.
     fn finish(&mut self, place: usize, flow: usize, handed: bool) {
         let Some(entry) = self.turns.port(place).pop(&mut self.entries, flow) else {
             return;
@@ -335,8 +391,26 @@ impl SendQueue {
             self.accounts.handed.packets += 1;
             self.accounts.handed.bytes += u64::from(bytes);
         } else {
-            self.accounts.full += 1;
+            self.accounts.cut += 1;
         }
+    }
+
+    /// Whether the next packet of a flow that is not TCP has to be queued for a stream, whatever its
+    /// length: others of it are on their way there.
+    #[must_use]
+    pub fn wants_stream(&self, flow: u32) -> bool {
+        self.lanes.wants_stream(flow)
+    }
+
+    /// Ends an epoch of the streams, if the end of one is of interest: see [`Self::settle`].
+    pub fn end_epoch(&mut self) -> Option<u64> {
+        self.lanes.end_epoch()
+    }
+
+    /// The peer has all that the engine had taken when this epoch ended: flows that sent nothing large
+    /// since then may use datagrams again.
+    pub fn settle(&mut self, epoch: u64) {
+        self.lanes.settle(epoch);
     }
 
     /// Whether nothing waits.
@@ -367,10 +441,12 @@ impl SendQueue {
 enum Step {
     /// The engine took so many bytes of it.
     Taken(usize),
-    /// Something else is to be done first: look again.
+    /// Something else was done first: look again.
     Again,
-    /// The engine takes no more.
-    Refused,
+    /// It cannot go on before the engine has sent something.
+    Later,
+    /// The engine takes no more for this lane.
+    Refused(Lane),
 }
 
 /// The most of a lane that may wait, in its unit.

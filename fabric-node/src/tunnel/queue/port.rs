@@ -41,6 +41,8 @@ pub(super) struct PortQueue {
     fresh: VecDeque<u8>,
     /// All others, in turns.
     old: VecDeque<u8>,
+    /// Flows taken out of their lines for the rest of a round.
+    aside: Vec<u8>,
     /// Records that wait.
     entries: usize,
     load: [usize; LANES],
@@ -85,6 +87,7 @@ impl PortQueue {
             express: VecDeque::with_capacity(FLOWS),
             fresh: VecDeque::with_capacity(FLOWS),
             old: VecDeque::with_capacity(FLOWS),
+            aside: Vec::with_capacity(FLOWS),
             entries: 0,
             load: [0; LANES],
             heaviest: [0; LANES],
@@ -171,7 +174,7 @@ impl PortQueue {
         None
     }
 
-    /// The flow whose turn it is. A port that is not empty has one.
+    /// The flow whose turn it is. A port that is not empty has one, unless all that send are aside.
     pub(super) fn next_flow(&mut self) -> Option<usize> {
         while let Some(&at) = self.express.front() {
             let flow = &mut self.flows[usize::from(at)];
@@ -218,6 +221,30 @@ impl PortQueue {
         }
         flow.list = List::Old;
         self.old.push_back(at);
+    }
+
+    /// Passes over the flow whose turn it is, until [`Self::bring_back`]. True if it is the first.
+    pub(super) fn set_aside(&mut self, at: usize) -> bool {
+        let line = self.line(at);
+        debug_assert_eq!(line.front(), Some(&(at as u8)), "it is its turn");
+        line.pop_front();
+        self.aside.push(at as u8);
+        self.aside.len() == 1
+    }
+
+    /// Gives the flows that were passed over their places back, in front of their lines.
+    pub(super) fn bring_back(&mut self) {
+        while let Some(at) = self.aside.pop() {
+            self.line(usize::from(at)).push_front(at);
+        }
+    }
+
+    fn line(&mut self, at: usize) -> &mut VecDeque<u8> {
+        match self.flows[at].list {
+            List::Express => &mut self.express,
+            List::Fresh => &mut self.fresh,
+            List::Old | List::None => &mut self.old,
+        }
     }
 
     /// Forgets who waits in which line, once nobody has anything to send.

@@ -28,6 +28,10 @@ pub(super) struct Turns {
     ring: VecDeque<usize>,
     /// Ports that have something small to send.
     express: VecDeque<usize>,
+    /// Ports with flows that were passed over, for the rest of a round.
+    aside: Vec<usize>,
+    /// Ports of the ring that have no others; they are out of it for as long.
+    out: Vec<usize>,
     /// Ports that had nothing to send when they were looked at last.
     idle: VecDeque<usize>,
     /// The port that was last seen with the most of each lane.
@@ -120,7 +124,7 @@ impl Turns {
         }
     }
 
-    /// Port and flow to serve next; `None` if nothing waits.
+    /// Port and flow to serve next; `None` if nothing waits but what was set aside.
     pub(super) fn next(&mut self, entries: &Entries) -> Option<(usize, usize)> {
         while let Some(&place) = self.express.front() {
             let port = &mut self.ports[place];
@@ -145,12 +149,37 @@ impl Turns {
                     return self.next(entries);
                 }
             } else {
-                let flow = port.next_flow();
-                debug_assert!(flow.is_some(), "a port that is not empty has a flow");
-                return flow.map(|flow| (place, flow));
+                if let Some(flow) = port.next_flow() {
+                    return Some((place, flow));
+                }
+                self.ring.pop_front();
+                self.out.push(place);
             }
         }
         None
+    }
+
+    /// Passes over the flow that is to be served next, until [`Self::bring_back`]. It is charged
+    /// nothing and loses no place.
+    pub(super) fn set_aside(&mut self, place: usize, flow: usize) {
+        if self.ports[place].set_aside(flow) {
+            self.aside.push(place);
+        }
+    }
+
+    /// Ends a round: whoever was passed over is the next again.
+    pub(super) fn bring_back(&mut self, entries: &Entries) {
+        while let Some(place) = self.out.pop() {
+            self.ring.push_front(place);
+        }
+        for place in self.aside.drain(..) {
+            let port = &mut self.ports[place];
+            port.bring_back();
+            if !port.in_express && port.express_flow(entries).is_some() {
+                port.in_express = true;
+                self.express.push_back(place);
+            }
+        }
     }
 
     /// A port has nothing left to send.

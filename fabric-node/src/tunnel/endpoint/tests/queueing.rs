@@ -11,7 +11,7 @@ const RECORD: usize = PACKET + 8;
 /// What the congestion window of these pairs begins with.
 const WINDOW: usize = 1024 * 1024;
 
-fn send_large(endpoint: &mut Endpoint, now: Instant) {
+pub(super) fn send_large(endpoint: &mut Endpoint, now: Instant) {
     let header = StreamHeader {
         packet_len: PACKET as u32,
         offload: Offload::NONE,
@@ -87,4 +87,16 @@ fn a_transfer_does_not_stall() {
         (queues.handed.packets, pair.a.queued()),
         (PACKETS as u64, 0)
     );
+}
+
+/// What is lost with the stream that had its beginning is counted with what ended connections lose,
+/// and once.
+#[test]
+fn a_cut_record_counts_as_disconnected() {
+    let mut pair = Pair::connected();
+    pair.a.lost = 3;
+    pair.a.queues.cut = 2;
+    let accounts = pair.a.take_accounts();
+    assert_eq!((accounts.lost, accounts.queues.full), (5, 0));
+    assert_eq!(pair.a.take_accounts().lost, 0);
 }

@@ -74,6 +74,7 @@ impl Model {
         let accounts = queue.take_accounts();
         self.handed += accounts.handed.packets;
         self.dropped += accounts.full + accounts.managed;
+        assert_eq!(accounts.cut, 0, "no stream ends");
         assert_eq!(accounts.marked, 0, "none of these is a packet");
         assert_eq!(
             self.pushed.len() as u64,

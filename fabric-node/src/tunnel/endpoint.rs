@@ -105,6 +105,8 @@ pub struct Endpoint {
     dial_due: Option<Instant>,
     /// Connections that were touched since they were last asked what they have to say.
     dirty: Vec<usize>,
+    /// Empty between calls: the room of the list that was gone through last.
+    asked: Vec<usize>,
     scratch: Vec<u8>,
     queues: QueueAccounts,
     queued: u64,
@@ -210,6 +212,7 @@ impl Endpoint {
             peers: BTreeMap::new(),
             dial_due: None,
             dirty: Vec::new(),
+            asked: Vec::new(),
             scratch: Vec::with_capacity(SEND_BYTES_MAX + 2048),
             queues: QueueAccounts::default(),
             queued: 0,
@@ -278,11 +281,12 @@ impl Endpoint {
         self.pool = pool;
         self.sockets = sockets;
         self.send_responses(now);
-        let dirty = std::mem::take(&mut self.dirty);
-        for index in &dirty {
-            self.drive(*index, now);
+        // What is touched meanwhile was driven by who touched it.
+        for position in 0..self.dirty.len() {
+            if let Some(&index) = self.dirty.get(position) {
+                self.drive(index, now);
+            }
         }
-        self.dirty.extend(dirty);
     }
 
     /// Hands every record that has arrived to `sink`, with the peer it came from.
@@ -320,17 +324,18 @@ impl Endpoint {
         for socket in &mut self.sockets {
             socket.send_held(now);
         }
-        let mut again = Vec::new();
-        for index in std::mem::take(&mut self.dirty) {
+        // Two lists that keep their room take turns.
+        let mut touched = std::mem::replace(&mut self.dirty, std::mem::take(&mut self.asked));
+        for index in touched.drain(..) {
             let more = self.transmit_link(index, now);
             self.take_stock(index, now);
             if more {
-                again.push(index);
+                self.dirty.push(index);
             } else if let Some(slot) = self.slot(index) {
                 slot.dirty = false;
             }
         }
-        self.dirty.extend(again);
+        self.asked = touched;
     }
 
     /// Notes what a connection that was touched has come to: when it wants to be called, what waits
@@ -360,7 +365,8 @@ impl Endpoint {
         self.timers.next().into_iter().chain(self.dial_due).min()
     }
 
-    /// Time has passed: retransmissions, dead peers, new attempts.
+    /// Time has passed: retransmissions, dead peers, new attempts. O(places of connections), in a turn
+    /// in which something is due.
     pub fn handle_timeouts(&mut self, now: Instant) {
         let idle_timeout = self.context.settings.idle_timeout;
         for index in 0..self.links.len() {
@@ -428,7 +434,8 @@ impl Endpoint {
         std::mem::take(&mut self.changed)
     }
 
-    /// The state of every peer.
+    /// The state of every peer. O(peers and their connections), and allocates: for an operator's eyes, a
+    /// few times a second at most.
     #[must_use]
     pub fn reports(&self) -> Vec<PeerReport> {
         self.peers

@@ -42,21 +42,28 @@ pub enum Sent {
 pub struct Outbox {
     /// Which paths take batches.
     pub paths: Paths,
+    /// What waits for room in the kernel's send buffer.
     held: Option<Held>,
+    /// The payloads that wait, or room for the next that have to: at most one batch.
+    kept: Vec<u8>,
 }
 
-/// Payloads that wait for room in the kernel's send buffer.
+/// Payloads that wait: those in [`Outbox::kept`] from `sent` on.
 #[derive(Debug)]
 struct Held {
     transmit: Transmit,
-    contents: Vec<u8>,
+    sent: usize,
 }
 
 impl Outbox {
     /// Begins empty.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        Self { paths, held: None }
+        Self {
+            paths,
+            held: None,
+            kept: Vec::new(),
+        }
     }
 
     /// Whether payloads wait for room.
@@ -65,7 +72,8 @@ impl Outbox {
         self.held.is_some()
     }
 
-    /// Sends the batch that `transmit` describes.
+    /// Sends the batch that `transmit` describes. What finds no room is copied and waits; nothing else
+    /// may wait then ([`Self::is_held`]).
     pub fn send(
         &mut self,
         sender: &impl Sender,
@@ -77,19 +85,28 @@ impl Outbox {
         if left.is_empty() {
             return Sent::Done;
         }
-        self.held = Some(Held {
-            contents: left.to_vec(),
-            transmit,
-        });
+        debug_assert!(!self.is_held(), "what waits goes first");
+        self.kept.clear();
+        self.kept.extend_from_slice(left);
+        self.held = Some(Held { transmit, sent: 0 });
         Sent::Held
     }
 
     /// Tries again what waits.
     pub fn send_held(&mut self, sender: &impl Sender, now: Instant) -> Sent {
-        match self.held.take() {
-            None => Sent::Done,
-            Some(held) => self.send(sender, held.transmit, &held.contents, now),
+        let Some(Held { transmit, sent }) = self.held.take() else {
+            return Sent::Done;
+        };
+        let kept = std::mem::take(&mut self.kept);
+        let contents = kept.get(sent..).unwrap_or_default();
+        let left = self.hand_over(sender, &transmit, contents, now).len();
+        let sent = kept.len() - left;
+        self.kept = kept;
+        if left == 0 {
+            return Sent::Done;
         }
+        self.held = Some(Held { transmit, sent });
+        Sent::Held
     }
 
     /// Returns the end of `contents` that found no room.

@@ -78,7 +78,7 @@ impl Endpoint {
     }
 
     pub(super) fn send_responses(&mut self, now: Instant) {
-        for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
+        for (socket, transmit, contents) in self.responses.drain(..) {
             // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
             // again and does not take its place.
             if let Some(socket) = self.sockets.get_mut(socket)

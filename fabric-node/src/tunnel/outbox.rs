@@ -2,7 +2,7 @@
 //!
 //! Comes in: batches of equal-sized payloads, the time. Goes out: system calls. No payload is lost to
 //! the way it is sent: what of a batch finds no room waits, and a batch that is refused as a whole
-//! goes payload by payload. Whether the kernel refuses batches or just this one is decided by its
+//! goes payload by payload. A payload that is refused alone is lost, and counted. Whether the kernel refuses batches or just this one is decided by its
 //! first payload, which is of full length: if the kernel takes that alone, batches are at fault.
 
 use std::{io, net::UdpSocket, os::fd::AsFd as _, time::Instant};
@@ -46,6 +46,16 @@ pub struct Outbox {
     held: Option<Held>,
     /// The payloads that wait, or room for the next that have to: at most one batch.
     kept: Vec<u8>,
+    losses: SendLosses,
+}
+
+/// Payloads that the kernel did not take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendLosses {
+    /// For any reason but their length.
+    pub refused: u64,
+    /// Because they are larger than the interface takes.
+    pub too_large: u64,
 }
 
 /// Payloads that wait: those in [`Outbox::kept`] from `sent` on.
@@ -63,6 +73,7 @@ impl Outbox {
             paths,
             held: None,
             kept: Vec::new(),
+            losses: SendLosses::default(),
         }
     }
 
@@ -70,6 +81,12 @@ impl Outbox {
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// What was lost since the beginning.
+    #[must_use]
+    pub fn losses(&self) -> SendLosses {
+        self.losses
     }
 
     /// Sends the batch that `transmit` describes. What finds no room is copied and waits; nothing else
@@ -164,8 +181,11 @@ impl Outbox {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return rest,
                 // A probe of the path's MTU that exceeds the interface's is meant to fail.
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    self.losses.too_large += 1;
+                }
                 Err(error) => {
+                    self.losses.refused += 1;
                     tracing::debug!(%error, bytes = payload.len(), "the underlay refused a datagram");
                 }
             }

@@ -7,6 +7,7 @@ use quinn_proto::Transmit;
 use super::{Endpoint, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot};
 use crate::tunnel::{
     link::PeerLink,
+    report::UnderlayLosses,
     segmentation::Segmentation,
     socket::{Sent, SocketOffloads, UnderlaySocket},
 };
@@ -16,6 +17,16 @@ impl Endpoint {
     #[must_use]
     pub fn socket_offloads(&self) -> Option<SocketOffloads> {
         self.sockets.first().map(UnderlaySocket::offloads)
+    }
+
+    /// What was lost at the sockets since they were bound.
+    #[must_use]
+    pub fn underlay_losses(&self) -> UnderlayLosses {
+        let mut sum = UnderlayLosses::default();
+        for socket in &self.sockets {
+            sum.add(socket.losses());
+        }
+        sum
     }
 
     /// Whether the batches of one connection leave whole.

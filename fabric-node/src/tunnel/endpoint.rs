@@ -6,6 +6,7 @@
 //! from its handshake to its end is in [`lifecycle`], who dials and when in [`dialling`], and the way
 //! out in [`transmit`].
 
+mod budget;
 mod dialling;
 mod lifecycle;
 mod timers;
@@ -28,6 +29,7 @@ use quinn_proto::{
 };
 
 use self::{
+    budget::Budget,
     lifecycle::{payload_max, payload_max_for},
     timers::Timers,
 };
@@ -108,6 +110,7 @@ pub struct Endpoint {
     /// Empty between calls: the room of the list that was gone through last.
     asked: Vec<usize>,
     scratch: Vec<u8>,
+    budget: Budget,
     queues: QueueAccounts,
     queued: u64,
     lost: u64,
@@ -141,6 +144,8 @@ struct Slot {
     dirty: bool,
     /// Packets that waited in its queue when the endpoint last looked.
     queued: u64,
+    /// Memory that its queue kept in use when the endpoint last looked (bytes).
+    queue_bytes: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -214,6 +219,7 @@ impl Endpoint {
             dirty: Vec::new(),
             asked: Vec::new(),
             scratch: Vec::with_capacity(SEND_BYTES_MAX + 2048),
+            budget: Budget::default(),
             queues: QueueAccounts::default(),
             queued: 0,
             lost: 0,
@@ -311,12 +317,28 @@ impl Endpoint {
     pub fn link(&mut self, peer: PeerId, flow: u32) -> Option<&mut dyn PeerLink> {
         let live = &self.peers.get(&peer)?.live;
         let index = *live.get(flow as usize % live.len().max(1))?;
+        if self.budget.handed_out != Some(index) {
+            self.share_memory(index);
+        }
         let slot = self.links.get_mut(index)?.as_deref_mut()?;
         if !slot.dirty {
             slot.dirty = true;
             self.dirty.push(index);
         }
         Some(&mut slot.link)
+    }
+
+    /// Tells a connection that is about to get packets how much memory the others leave to its queue.
+    fn share_memory(&mut self, index: usize) {
+        let before = self.budget.handed_out.replace(index);
+        if let Some(slot) = before.and_then(|before| self.links.get_mut(before)?.as_deref_mut()) {
+            let bytes = slot.link.queue_bytes();
+            self.budget.note(&mut slot.queue_bytes, bytes);
+        }
+        if let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) {
+            let room = self.budget.room(slot.queue_bytes);
+            slot.link.set_queue_room(room);
+        }
     }
 
     /// Sends whatever the connections have to say.
@@ -348,6 +370,9 @@ impl Endpoint {
         let due = [slot.link.poll_timeout(), deadline];
         self.timers.set(index, due.into_iter().flatten().min(), now);
         self.queues.add(slot.link.take_accounts());
+        let bytes = slot.link.queue_bytes();
+        self.budget.note(&mut slot.queue_bytes, bytes);
+        self.budget.handed_out = None;
         let before = std::mem::replace(&mut slot.queued, slot.link.queued());
         self.queued = self.queued + slot.queued - before;
     }

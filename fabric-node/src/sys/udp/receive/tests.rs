@@ -163,19 +163,21 @@ fn a_message_longer_than_its_slot_is_not_whole() {
 /// end may be among what is missing.
 #[test]
 fn a_message_without_all_its_control_messages_is_not_whole() {
-    let receiver = bound("127.0.0.1:0");
-    let stamps = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+    // Of an IPv4 sender a socket of both families tells in both ways.
+    let receiver = bound("[::]:0");
     let more = [
-        (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, stamps as _),
-        (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 1),
+        (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+        (libc::IPPROTO_IP, libc::IP_PKTINFO),
+        (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
     ];
-    for (level, option, value) in more {
-        super::super::options::set(receiver.as_fd(), level, option, value).unwrap();
+    for (level, option) in more {
+        super::super::options::set(receiver.as_fd(), level, option, 1).unwrap();
     }
+    let port = receiver.local_addr().unwrap().port();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     for segment_bytes in [Some(60), None] {
         let payloads = Payloads {
-            destination: receiver.local_addr().unwrap(),
+            destination: (Ipv4Addr::LOCALHOST, port).into(),
             source: None,
             ecn: 0b10,
             contents: &[7; 150],

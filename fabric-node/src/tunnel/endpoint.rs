@@ -328,19 +328,6 @@ impl Endpoint {
         Some(&mut slot.link)
     }
 
-    /// Tells a connection that is about to get packets how much memory the others leave to its queue.
-    fn share_memory(&mut self, index: usize) {
-        let before = self.budget.handed_out.replace(index);
-        if let Some(slot) = before.and_then(|before| self.links.get_mut(before)?.as_deref_mut()) {
-            let bytes = slot.link.queue_bytes();
-            self.budget.note(&mut slot.queue_bytes, bytes);
-        }
-        if let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) {
-            let room = self.budget.room(slot.queue_bytes);
-            slot.link.set_queue_room(room);
-        }
-    }
-
     /// Sends whatever the connections have to say.
     pub fn transmit(&mut self, now: Instant) {
         for socket in &mut self.sockets {

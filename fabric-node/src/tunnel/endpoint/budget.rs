@@ -9,6 +9,7 @@
 //! the threshold of switches with a shared memory (Choudhury and Hahne, "Dynamic queue length thresholds
 //! for shared-memory packet switches", 1998).
 
+use super::Endpoint;
 use crate::tunnel::queue::QUEUE_BYTES_MAX;
 
 /// Memory that records in front of all connections of a worker may keep in use (bytes).
@@ -42,6 +43,21 @@ impl Budget {
     #[cfg(test)]
     pub(super) fn total(&self) -> usize {
         self.total
+    }
+}
+
+impl Endpoint {
+    /// Tells a connection that is about to get packets how much memory the others leave to its queue.
+    pub(super) fn share_memory(&mut self, index: usize) {
+        let before = self.budget.handed_out.replace(index);
+        if let Some(slot) = before.and_then(|before| self.links.get_mut(before)?.as_deref_mut()) {
+            let bytes = slot.link.queue_bytes();
+            self.budget.note(&mut slot.queue_bytes, bytes);
+        }
+        if let Some(slot) = self.links.get_mut(index).and_then(Option::as_deref_mut) {
+            let room = self.budget.room(slot.queue_bytes);
+            slot.link.set_queue_room(room);
+        }
     }
 }
 

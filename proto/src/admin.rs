@@ -56,6 +56,25 @@ pub struct Status {
     pub offloads_off: Vec<OffloadOff>,
     /// The packet account, summed over all workers.
     pub packets: PacketAccount,
+    /// QUIC packets that were lost at this node's underlay sockets.
+    #[serde(default)]
+    pub underlay_losses: UnderlayLosses,
+}
+
+/// QUIC packets that were lost at a node's underlay sockets since the daemon's start. No part of the
+/// packet account: QUIC sends again what was on streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UnderlayLosses {
+    /// Received messages that found no room in a socket's buffer, or had a wrong checksum, as the kernel
+    /// counts them.
+    pub overrun: u64,
+    /// Received messages that were not whole.
+    pub cut: u64,
+    /// Packets that the kernel refused to send, but for those that were too large.
+    pub refused: u64,
+    /// Packets larger than the interface takes, probes of the path's MTU among them.
+    pub too_large: u64,
 }
 
 /// An offload that is not in use.

@@ -34,7 +34,7 @@ pub(crate) mod sample {
     //! One small cluster, seen from worker-a.
 
     use fabric_proto::admin::{
-        Device, DropCount, OffloadOff, PacketAccount, Peer, Pod, Route, Tally,
+        Device, DropCount, OffloadOff, PacketAccount, Peer, Pod, Route, Tally, UnderlayLosses,
     };
 
     use super::*;
@@ -85,6 +85,10 @@ pub(crate) mod sample {
                     dropped: 1,
                     conserved: true,
                     ..PacketAccount::default()
+                },
+                underlay_losses: UnderlayLosses {
+                    overrun: 5,
+                    ..UnderlayLosses::default()
                 },
             }
         }

@@ -19,7 +19,7 @@ use crate::{
     offloads,
     sys::tun::TunOffloads,
     tunnel::{
-        report::{PeerReport, PeerState},
+        report::{PeerReport, PeerState, UnderlayLosses},
         segmentation::Segmentation,
     },
 };
@@ -117,6 +117,7 @@ impl View for NodeView {
             underlay_offloads: owned(&offloads::socket_names(in_force.dataplane().offloads())),
             offloads_off: self.offloads_off(),
             packets: account(&in_force.dataplane().counters()),
+            underlay_losses: underlay_losses(in_force.dataplane().underlay_losses()),
         }
     }
 
@@ -271,6 +272,21 @@ fn account(counters: &Counters) -> PacketAccount {
         marked: counters.marked,
         dropped: counters.dropped_total(),
         conserved: counters.is_conserved(),
+    }
+}
+
+fn underlay_losses(losses: UnderlayLosses) -> admin::UnderlayLosses {
+    let UnderlayLosses {
+        overrun,
+        cut,
+        refused,
+        too_large,
+    } = losses;
+    admin::UnderlayLosses {
+        overrun,
+        cut,
+        refused,
+        too_large,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use fabric_proto::admin::{DropList, PacketAccount, PeerList, PodList, RouteList, Status, Tally};
+use fabric_proto::admin::{
+    DropList, PacketAccount, PeerList, PodList, RouteList, Status, Tally, UnderlayLosses,
+};
 
 use crate::terminal::output::{NONE, Show, age, list, or_none, printable, table};
 
@@ -54,6 +56,7 @@ impl Show for Status {
                 ));
             }
             lines.push(("Marked-Peers", format!("{} packets", packets.marked)));
+            lines.push(("Underlay-Lost", underlay_losses(self.underlay_losses)));
         }
         let mut text = String::new();
         for (name, value) in lines {
@@ -75,6 +78,13 @@ fn offloads_off(status: &Status) -> String {
         .map(|it| format!("{} ({})", it.name, it.reason))
         .collect();
     or_none(&off.join(", "))
+}
+
+fn underlay_losses(losses: UnderlayLosses) -> String {
+    format!(
+        "{} overrun, {} cut, {} refused, {} too large",
+        losses.overrun, losses.cut, losses.refused, losses.too_large
+    )
 }
 
 fn account(packets: &PacketAccount) -> String {
@@ -253,6 +263,10 @@ Packets:         10 received = 9 delivered + 0 answered + 1 dropped + 0 queued (
             "{wide}"
         );
         assert!(wide.contains("Marked-Peers:    0 packets\n"), "{wide}");
+        assert!(
+            wide.contains("Underlay-Lost:   5 overrun, 0 cut, 0 refused, 0 too large\n"),
+            "{wide}"
+        );
         let degraded = Sample {
             state: STATE_DEGRADED,
         }

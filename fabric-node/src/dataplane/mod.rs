@@ -47,7 +47,7 @@ use crate::{
     sys::{sched::ask_for_short_slices, tun::Tun},
     tunnel::{
         endpoint::{Endpoint, EndpointContext},
-        report::PeerReport,
+        report::{PeerReport, UnderlayLosses},
         socket::SocketOffloads,
     },
 };
@@ -77,6 +77,8 @@ pub struct WorkerReport {
     pub peers: Vec<PeerReport>,
     /// Ports whose device has vanished: the pod deleted it.
     pub gone: Vec<PortId>,
+    /// What was lost at its sockets.
+    pub underlay_losses: UnderlayLosses,
 }
 
 impl Dataplane {
@@ -194,6 +196,16 @@ impl Dataplane {
                 sum.merge(&report.counters);
                 sum
             })
+    }
+
+    /// What was lost at the sockets of all workers.
+    #[must_use]
+    pub fn underlay_losses(&self) -> UnderlayLosses {
+        let mut sum = UnderlayLosses::default();
+        for report in self.reports() {
+            sum.add(report.underlay_losses);
+        }
+        sum
     }
 
     /// Number of workers.

@@ -394,6 +394,7 @@ impl Worker {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.counters.clone_from(counters);
         report.gone.clone_from(&self.gone);
+        report.underlay_losses = self.endpoint.underlay_losses();
         if let Some(peers) = peers {
             report.peers = peers;
             self.reported = now;

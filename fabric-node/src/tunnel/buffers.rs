@@ -12,8 +12,6 @@ use bytes::{Bytes, BytesMut};
 pub const BUFFER_BYTES: usize = 66 * 1024;
 /// Filled lengths up to this are copied out, so that a ping does not hold 66 KiB (bytes).
 const COPY_BYTES_MAX: usize = 2 * 1024;
-/// Size of the areas that small packets are copied into (bytes).
-const SMALL_AREA_BYTES: usize = 64 * 1024;
 /// Buffers of either kind that are remembered, in use or free. 128 x 66 KiB = 8.3 MiB per worker and
 /// kind; beyond it the oldest is forgotten and freed when its last part is.
 const RETIRED_MAX: usize = 128;
@@ -31,12 +29,20 @@ pub fn footprint(len: usize) -> usize {
 /// A worker's own pool; not shared between threads.
 #[derive(Debug, Default)]
 pub struct BufferPool {
-    /// The empty rests of buffers whose contents were handed out.
+    /// The empty rests of buffers whose contents were handed out, areas of small packets among them.
     retired: Shelf<BytesMut>,
     /// Whole buffers whose parts were handed out read-only: they keep their length, so that using
     /// one again costs no zeroing.
     frozen: Shelf<Bytes>,
-    small: BytesMut,
+    /// The area that small packets are copied into, behind those that are there.
+    small: Option<BytesMut>,
+}
+
+/// `buffer`, with the count of its users where it stays for the buffer's life. Else each use would
+/// allocate a count when the first part is cut off, and free it with the last.
+fn counted(mut buffer: BytesMut) -> BytesMut {
+    drop(buffer.split_off(buffer.capacity()));
+    buffer
 }
 
 impl BufferPool {
@@ -51,7 +57,7 @@ impl BufferPool {
             }
         };
         let free = self.retired.take(reclaim);
-        free.unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+        free.unwrap_or_else(|| counted(BytesMut::with_capacity(BUFFER_BYTES)))
     }
 
     /// All that was read into `buffer`, which is left empty with room for [`BUFFER_BYTES`].
@@ -70,7 +76,7 @@ impl BufferPool {
     /// A buffer of [`BUFFER_BYTES`], all readable and writable, for reads that begin anywhere in it.
     pub fn take_full(&mut self) -> BytesMut {
         let free = self.frozen.take(Bytes::try_into_mut);
-        free.unwrap_or_else(|| BytesMut::zeroed(BUFFER_BYTES))
+        free.unwrap_or_else(|| counted(BytesMut::zeroed(BUFFER_BYTES)))
     }
 
     /// The bytes `start..end` of `buffer`, never to be changed; `buffer` is left as a full buffer
@@ -95,12 +101,18 @@ impl BufferPool {
     /// A copy of `head` and `tail`, one after the other, in a shared area.
     pub fn copy_parts(&mut self, head: &[u8], tail: &[u8]) -> BytesMut {
         let len = head.len() + tail.len();
-        if self.small.capacity() < len && !self.small.try_reclaim(SMALL_AREA_BYTES) {
-            self.small = BytesMut::with_capacity(SMALL_AREA_BYTES.max(len));
+        let has_room =
+            |area: &mut BytesMut| area.capacity() >= len || area.try_reclaim(BUFFER_BYTES);
+        if !self.small.as_mut().is_some_and(has_room) {
+            let area = self.take_empty();
+            if let Some(full) = self.small.replace(area) {
+                self.retired.lend(full);
+            }
         }
-        self.small.extend_from_slice(head);
-        self.small.extend_from_slice(tail);
-        self.small.split()
+        let area = self.small.get_or_insert_default();
+        area.extend_from_slice(head);
+        area.extend_from_slice(tail);
+        area.split()
     }
 }
 
@@ -223,6 +235,28 @@ mod tests {
             .collect();
         assert_eq!(pool.frozen.lent.len(), RETIRED_MAX);
         drop(held);
+    }
+
+    /// Areas that small packets were copied into are used again once the last copy is gone, however
+    /// many are waiting meanwhile.
+    #[test]
+    fn areas_of_copies_come_back() {
+        let mut pool = BufferPool::default();
+        let copies = |pool: &mut BufferPool| -> Vec<BytesMut> {
+            (0..1000_u32)
+                .map(|n| pool.copy_parts(&n.to_ne_bytes(), &[7; 1000]))
+                .collect()
+        };
+        let first = copies(&mut pool);
+        for (n, copy) in (0..1000_u32).zip(&first) {
+            assert_eq!(copy[..4], n.to_ne_bytes());
+            assert_eq!(copy[4..], [7; 1000]);
+        }
+        let places: BTreeSet<_> = first.iter().map(|copy| copy.as_ptr()).collect();
+        drop(first);
+        let again = copies(&mut pool);
+        let known = again.iter().filter(|copy| places.contains(&copy.as_ptr()));
+        assert!(known.count() > 900);
     }
 
     /// After a burst that needed many buffers, a few are used again and again.

@@ -6,6 +6,7 @@
 //! from its handshake to its end is in [`lifecycle`], who dials and when in [`dialling`], and the way
 //! out in [`transmit`].
 
+mod budget;
 mod dialling;
 mod lifecycle;
 mod timers;
@@ -28,6 +29,7 @@ use quinn_proto::{
 };
 
 use self::{
+    budget::Budget,
     lifecycle::{payload_max, payload_max_for},
     timers::Timers,
 };
@@ -105,7 +107,10 @@ pub struct Endpoint {
     dial_due: Option<Instant>,
     /// Connections that were touched since they were last asked what they have to say.
     dirty: Vec<usize>,
+    /// Empty between calls: the room of the list that was gone through last.
+    asked: Vec<usize>,
     scratch: Vec<u8>,
+    budget: Budget,
     queues: QueueAccounts,
     queued: u64,
     lost: u64,
@@ -139,6 +144,8 @@ struct Slot {
     dirty: bool,
     /// Packets that waited in its queue when the endpoint last looked.
     queued: u64,
+    /// Memory that its queue kept in use when the endpoint last looked (bytes).
+    queue_bytes: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -210,7 +217,9 @@ impl Endpoint {
             peers: BTreeMap::new(),
             dial_due: None,
             dirty: Vec::new(),
+            asked: Vec::new(),
             scratch: Vec::with_capacity(SEND_BYTES_MAX + 2048),
+            budget: Budget::default(),
             queues: QueueAccounts::default(),
             queued: 0,
             lost: 0,
@@ -278,11 +287,12 @@ impl Endpoint {
         self.pool = pool;
         self.sockets = sockets;
         self.send_responses(now);
-        let dirty = std::mem::take(&mut self.dirty);
-        for index in &dirty {
-            self.drive(*index, now);
+        // What is touched meanwhile was driven by who touched it.
+        for position in 0..self.dirty.len() {
+            if let Some(&index) = self.dirty.get(position) {
+                self.drive(index, now);
+            }
         }
-        self.dirty.extend(dirty);
     }
 
     /// Hands every record that has arrived to `sink`, with the peer it came from.
@@ -307,6 +317,9 @@ impl Endpoint {
     pub fn link(&mut self, peer: PeerId, flow: u32) -> Option<&mut dyn PeerLink> {
         let live = &self.peers.get(&peer)?.live;
         let index = *live.get(flow as usize % live.len().max(1))?;
+        if self.budget.handed_out != Some(index) {
+            self.share_memory(index);
+        }
         let slot = self.links.get_mut(index)?.as_deref_mut()?;
         if !slot.dirty {
             slot.dirty = true;
@@ -320,17 +333,18 @@ impl Endpoint {
         for socket in &mut self.sockets {
             socket.send_held(now);
         }
-        let mut again = Vec::new();
-        for index in std::mem::take(&mut self.dirty) {
+        // Two lists that keep their room take turns.
+        let mut touched = std::mem::replace(&mut self.dirty, std::mem::take(&mut self.asked));
+        for index in touched.drain(..) {
             let more = self.transmit_link(index, now);
             self.take_stock(index, now);
             if more {
-                again.push(index);
+                self.dirty.push(index);
             } else if let Some(slot) = self.slot(index) {
                 slot.dirty = false;
             }
         }
-        self.dirty.extend(again);
+        self.asked = touched;
     }
 
     /// Notes what a connection that was touched has come to: when it wants to be called, what waits
@@ -343,6 +357,9 @@ impl Endpoint {
         let due = [slot.link.poll_timeout(), deadline];
         self.timers.set(index, due.into_iter().flatten().min(), now);
         self.queues.add(slot.link.take_accounts());
+        let bytes = slot.link.queue_bytes();
+        self.budget.note(&mut slot.queue_bytes, bytes);
+        self.budget.handed_out = None;
         let before = std::mem::replace(&mut slot.queued, slot.link.queued());
         self.queued = self.queued + slot.queued - before;
     }
@@ -360,7 +377,8 @@ impl Endpoint {
         self.timers.next().into_iter().chain(self.dial_due).min()
     }
 
-    /// Time has passed: retransmissions, dead peers, new attempts.
+    /// Time has passed: retransmissions, dead peers, new attempts. O(places of connections), in a turn
+    /// in which something is due.
     pub fn handle_timeouts(&mut self, now: Instant) {
         let idle_timeout = self.context.settings.idle_timeout;
         for index in 0..self.links.len() {
@@ -429,7 +447,8 @@ impl Endpoint {
         std::mem::take(&mut self.changed)
     }
 
-    /// The state of every peer.
+    /// The state of every peer. O(peers and their connections), and allocates: for an operator's eyes, a
+    /// few times a second at most.
     #[must_use]
     pub fn reports(&self) -> Vec<PeerReport> {
         self.peers

@@ -2,7 +2,7 @@
 //!
 //! Comes in: batches of equal-sized payloads, the time. Goes out: system calls. No payload is lost to
 //! the way it is sent: what of a batch finds no room waits, and a batch that is refused as a whole
-//! goes payload by payload. Whether the kernel refuses batches or just this one is decided by its
+//! goes payload by payload. A payload that is refused alone is lost, and counted. Whether the kernel refuses batches or just this one is decided by its
 //! first payload, which is of full length: if the kernel takes that alone, batches are at fault.
 
 use std::{io, net::UdpSocket, os::fd::AsFd as _, time::Instant};
@@ -42,21 +42,39 @@ pub enum Sent {
 pub struct Outbox {
     /// Which paths take batches.
     pub paths: Paths,
+    /// What waits for room in the kernel's send buffer.
     held: Option<Held>,
+    /// The payloads that wait, or room for the next that have to: at most one batch.
+    kept: Vec<u8>,
+    losses: SendLosses,
 }
 
-/// Payloads that wait for room in the kernel's send buffer.
+/// Payloads that the kernel did not take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendLosses {
+    /// For any reason but their length.
+    pub refused: u64,
+    /// Because they are larger than the interface takes.
+    pub too_large: u64,
+}
+
+/// Payloads that wait: those in [`Outbox::kept`] from `sent` on.
 #[derive(Debug)]
 struct Held {
     transmit: Transmit,
-    contents: Vec<u8>,
+    sent: usize,
 }
 
 impl Outbox {
     /// Begins empty.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        Self { paths, held: None }
+        Self {
+            paths,
+            held: None,
+            kept: Vec::new(),
+            losses: SendLosses::default(),
+        }
     }
 
     /// Whether payloads wait for room.
@@ -65,7 +83,14 @@ impl Outbox {
         self.held.is_some()
     }
 
-    /// Sends the batch that `transmit` describes.
+    /// What was lost since the beginning.
+    #[must_use]
+    pub fn losses(&self) -> SendLosses {
+        self.losses
+    }
+
+    /// Sends the batch that `transmit` describes. What finds no room is copied and waits; nothing else
+    /// may wait then ([`Self::is_held`]).
     pub fn send(
         &mut self,
         sender: &impl Sender,
@@ -77,19 +102,28 @@ impl Outbox {
         if left.is_empty() {
             return Sent::Done;
         }
-        self.held = Some(Held {
-            contents: left.to_vec(),
-            transmit,
-        });
+        debug_assert!(!self.is_held(), "what waits goes first");
+        self.kept.clear();
+        self.kept.extend_from_slice(left);
+        self.held = Some(Held { transmit, sent: 0 });
         Sent::Held
     }
 
     /// Tries again what waits.
     pub fn send_held(&mut self, sender: &impl Sender, now: Instant) -> Sent {
-        match self.held.take() {
-            None => Sent::Done,
-            Some(held) => self.send(sender, held.transmit, &held.contents, now),
+        let Some(Held { transmit, sent }) = self.held.take() else {
+            return Sent::Done;
+        };
+        let kept = std::mem::take(&mut self.kept);
+        let contents = kept.get(sent..).unwrap_or_default();
+        let left = self.hand_over(sender, &transmit, contents, now).len();
+        let sent = kept.len() - left;
+        self.kept = kept;
+        if left == 0 {
+            return Sent::Done;
         }
+        self.held = Some(Held { transmit, sent });
+        Sent::Held
     }
 
     /// Returns the end of `contents` that found no room.
@@ -147,8 +181,11 @@ impl Outbox {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return rest,
                 // A probe of the path's MTU that exceeds the interface's is meant to fail.
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    self.losses.too_large += 1;
+                }
                 Err(error) => {
+                    self.losses.refused += 1;
                     tracing::debug!(%error, bytes = payload.len(), "the underlay refused a datagram");
                 }
             }

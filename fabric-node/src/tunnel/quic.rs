@@ -18,8 +18,7 @@ use super::{
     framing::{RecordAssembler, join_excess},
     link::{Label, PathReport, PeerLink, Received},
     queue::{
-        Ahead, Engine, Lane, Pending, Portion, QueueAccounts, STREAM_BUCKETS,
-        STREAM_QUEUE_BYTES_MAX, SendQueue, Written,
+        Ahead, Engine, Lane, Pending, Portion, QueueAccounts, STREAM_BUCKETS, SendQueue, Written,
     },
 };
 
@@ -118,6 +117,17 @@ impl QuicLink {
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.window.in_flight()
+    }
+
+    /// Memory that what waits keeps in use (bytes).
+    #[must_use]
+    pub fn queue_bytes(&self) -> usize {
+        self.queue.bytes()
+    }
+
+    /// Leaves so much memory to what waits (bytes).
+    pub fn set_queue_room(&mut self, bytes: usize) {
+        self.queue.set_room(bytes);
     }
 
     /// Drops what waits; returns how many counted packets that were.
@@ -352,7 +362,7 @@ impl PeerLink for QuicLink {
     }
 
     fn is_backlogged(&self) -> bool {
-        self.queue.pinned() > STREAM_QUEUE_BYTES_MAX / 8
+        self.queue.pinned() > self.queue.stream_bytes_max() / 8
     }
 
     fn flush(&mut self) {

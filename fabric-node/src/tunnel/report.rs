@@ -73,6 +73,34 @@ impl EndedLinks {
     }
 }
 
+/// QUIC packets that were lost at this node's sockets, on their way from or to the underlay.
+///
+/// QUIC finds out and sends again what was on streams; so no packet of a pod is counted here, and one that
+/// was in a datagram is counted as delivered where it was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnderlayLosses {
+    /// Messages that found no room in a socket's receive buffer, or had a wrong checksum, as the kernel
+    /// counts them: what it has joined is one. It tells with the next message that comes.
+    pub overrun: u64,
+    /// Messages of which not all arrived, or not where their payloads end.
+    pub cut: u64,
+    /// Payloads that the kernel refused to send, but for those that were too large.
+    pub refused: u64,
+    /// Payloads that were larger than the interface takes: probes of the path's MTU, which are meant to
+    /// fail so, and what was sent after the interface's MTU fell.
+    pub too_large: u64,
+}
+
+impl UnderlayLosses {
+    /// Adds those of another socket or worker.
+    pub fn add(&mut self, other: Self) {
+        self.overrun += other.overrun;
+        self.cut += other.cut;
+        self.refused += other.refused;
+        self.too_large += other.too_large;
+    }
+}
+
 /// Whether packets can flow to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {

@@ -54,12 +54,11 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// As a worker has it.
 const READS_PER_TURN: usize = 16;
 /// Most allocations per packet of a pod between nodes, on the sending and on the receiving one.
-/// Measured: 0.125 and 0.125, that is 8 for a burst of 64 packets on either.
-const MOST_IN_BURSTS: [f64; 2] = [0.18, 0.18];
-/// Measured: 1.5 and 2.0. Each packet is a QUIC packet of its own.
-const MOST_ONE_BY_ONE: [f64; 2] = [2.1, 2.8];
-/// Measured: 8.6 and 0.9. A super-packet is 45 QUIC packets, of which the sender keeps a list.
-const MOST_SUPER: [f64; 2] = [12.0, 1.5];
+/// Measured: none at all in a hundred thousand small packets; room for a table that grows late.
+const MOST_SMALL: [f64; 2] = [0.005, 0.005];
+/// Measured: 7.4 to 7.6 and 0.4 to 0.5. A super-packet is 45 QUIC packets. The engine keeps a tree of
+/// those that are in flight, and of what has arrived out of order, whose nodes come and go.
+const MOST_SUPER: [f64; 2] = [10.0, 1.0];
 /// How long anything may take that is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -87,20 +86,20 @@ fn the_local_path_does_not_allocate() {
     assert_eq!(counted.count_total, 0, "{packets} packets");
 }
 
-/// Between nodes the QUIC engine allocates: for each packet it sends and for each it receives. How
-/// often per packet of the pods is known, on the sending and on the receiving node, and bounded.
+/// Between nodes small packets, in bursts or one by one, cost no allocation on either node. Super-packets
+/// cost those of the QUIC engine: how many per super-packet is known, and bounded.
 #[test]
 fn between_nodes_allocations_are_few_and_known() {
     let mut world = World::new(&[&[2], &[2]]);
-    for (name, packets, burst, most) in [
-        ("small packets in bursts", PACKETS, BURST, MOST_IN_BURSTS),
-        ("small packets one by one", PACKETS / 10, 1, MOST_ONE_BY_ONE),
+    for (name, packets, burst) in [
+        ("small packets in bursts", PACKETS, BURST),
+        ("small packets one by one", PACKETS / 10, 1),
     ] {
         let flow = world.udp((0, 2), (1, 2));
         flow.pass(&mut world, WARM_UP_PACKETS, burst);
         let before = world.allocations();
         flow.pass(&mut world, packets, burst);
-        world.check(name, before, packets as u64, most);
+        world.check(name, before, packets as u64, MOST_SMALL);
     }
     let mut flow = world.tcp((0, 2), (1, 2));
     flow.pass(&mut world, WARM_UP_BYTES);
@@ -239,7 +238,7 @@ impl World {
         let now = self.allocations();
         let each = [0, 1].map(|node| (now[node] - before[node]) as f64 / packets as f64);
         eprintln!(
-            "{name}: allocations per packet: {:.3} on the sending node, {:.3} on the receiving one",
+            "{name}: allocations per packet: {:.4} on the sending node, {:.4} on the receiving one",
             each[0], each[1]
         );
         assert!(

@@ -9,8 +9,8 @@ use std::{ffi::c_void, ptr};
 /// info (40), each with its header and padding, on 64-bit machines.
 const SENT_BYTES: usize = 88;
 /// Bytes of control messages that are received: the same three, the smaller packet info (32) beside
-/// the larger, and room for one of eight bytes that somebody else asked for.
-const RECEIVED_BYTES: usize = 144;
+/// the larger, the count of overruns (24), and room for one of eight bytes that somebody else asked for.
+const RECEIVED_BYTES: usize = 168;
 
 /// Control messages to send, aligned as their headers want it.
 pub(super) struct Control {

@@ -22,6 +22,7 @@ const ON: libc::c_int = 1;
 ///
 /// What the kernel said; some options may be set then.
 pub fn prepare(socket: BorrowedFd<'_>, local: SocketAddr) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, ON)?;
     // These two also for IPv6: packets of IPv4-mapped addresses are IPv4 packets.
     //
     // QUIC measures the path's MTU itself and forbids fragments (RFC 9000 section 14): packets carry

@@ -29,6 +29,10 @@ pub struct Received {
     pub segment_bytes: usize,
     /// Congestion mark: the two low bits of the TOS or traffic class byte (RFC 3168 section 5).
     pub ecn: u8,
+    /// Messages that the kernel had thrown away on this socket when this one came: because there was no
+    /// room for them, or because of a wrong checksum. It counts from the socket's making, all 32 bits
+    /// round, and what it had joined as one (`SO_RXQ_OVFL`, socket(7)). 0 is not told.
+    pub overruns: u32,
     /// Whether all of it arrived. If not, where its payloads end is unknown, and there are no bytes of
     /// it: the place was too small, or the control messages found no room.
     pub whole: bool,
@@ -43,6 +47,7 @@ impl Default for Received {
             len: 0,
             segment_bytes: 0,
             ecn: 0,
+            overruns: 0,
             whole: false,
         }
     }
@@ -193,6 +198,11 @@ impl Received {
                 let bytes = number(data).and_then(|bytes| usize::try_from(bytes).ok());
                 if let Some(bytes) = bytes.filter(|bytes| (1..=self.len).contains(bytes)) {
                     self.segment_bytes = bytes;
+                }
+            }
+            (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                if let Some(count) = data.first_chunk() {
+                    self.overruns = u32::from_ne_bytes(*count);
                 }
             }
             // One byte or an `int`, by option and age of the kernel.

@@ -4,7 +4,6 @@
 //! Never done here: remembering an error, or trying again without something.
 
 use std::{
-    ffi::c_void,
     io,
     mem::{self, size_of},
     net::{IpAddr, SocketAddr},
@@ -37,6 +36,38 @@ pub struct Payloads<'a> {
 /// has no room. For batches the kernel answers EIO, EINVAL or EMSGSIZE where the route, the device or
 /// the length stand against cutting them (`udp_send_skb`, net/ipv4/udp.c).
 pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
+    let mut control = control_of(payloads);
+    let (name, name_len) = name_of(payloads.destination);
+    let mut piece = libc::iovec {
+        iov_base: payloads.contents.as_ptr().cast_mut().cast(),
+        iov_len: payloads.contents.len(),
+    };
+    // SAFETY: `msghdr` is plain data for which all zeros is a valid, empty value.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_name = ptr::from_ref(&name).cast_mut().cast();
+    message.msg_namelen = name_len;
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    if !control.is_empty() {
+        message.msg_control = control.start().cast();
+        message.msg_controllen = control.len() as _;
+    }
+    loop {
+        // SAFETY: the descriptor is borrowed; the address, the piece and the control messages that
+        // `message` points to live until the end of this function, are as long as it says, and are
+        // only read by sendmsg.
+        if unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) } >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// What goes with the payloads: their mark, where they are cut, the address they come from.
+fn control_of(payloads: &Payloads<'_>) -> Control {
     let mut control = Control::new();
     if payloads.ecn != 0 {
         // What leaves for an IPv4-mapped address is an IPv4 packet.
@@ -64,10 +95,21 @@ pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
             control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
         }
     }
-    let (ipv4, ipv6);
-    let (name, name_len) = match payloads.destination {
+    control
+}
+
+/// An address of either family as the kernel reads it; which one it is, its first field says.
+#[repr(C)]
+union Name {
+    ipv4: libc::sockaddr_in,
+    ipv6: libc::sockaddr_in6,
+}
+
+/// `address` for the kernel, and its length (bytes).
+fn name_of(address: SocketAddr) -> (Name, libc::socklen_t) {
+    let (name, len) = match address {
         SocketAddr::V4(address) => {
-            ipv4 = libc::sockaddr_in {
+            let ipv4 = libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: address.port().to_be(),
                 sin_addr: libc::in_addr {
@@ -75,10 +117,10 @@ pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
                 },
                 sin_zero: [0; 8],
             };
-            (ptr::from_ref(&ipv4).cast::<c_void>(), size_of_val(&ipv4))
+            (Name { ipv4 }, size_of::<libc::sockaddr_in>())
         }
         SocketAddr::V6(address) => {
-            ipv6 = libc::sockaddr_in6 {
+            let ipv6 = libc::sockaddr_in6 {
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: address.port().to_be(),
                 sin6_flowinfo: address.flowinfo(),
@@ -87,35 +129,10 @@ pub fn send(socket: BorrowedFd<'_>, payloads: &Payloads<'_>) -> io::Result<()> {
                 },
                 sin6_scope_id: address.scope_id(),
             };
-            (ptr::from_ref(&ipv6).cast::<c_void>(), size_of_val(&ipv6))
+            (Name { ipv6 }, size_of::<libc::sockaddr_in6>())
         }
     };
-    let mut piece = libc::iovec {
-        iov_base: payloads.contents.as_ptr().cast_mut().cast(),
-        iov_len: payloads.contents.len(),
-    };
-    // SAFETY: `msghdr` is plain data for which all zeros is a valid, empty value.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_name = name.cast_mut();
-    message.msg_namelen = name_len as libc::socklen_t;
-    message.msg_iov = &raw mut piece;
-    message.msg_iovlen = 1;
-    if !control.is_empty() {
-        message.msg_control = control.start().cast();
-        message.msg_controllen = control.len() as _;
-    }
-    loop {
-        // SAFETY: the descriptor is borrowed; the address, the piece and the control messages that
-        // `message` points to live until the end of this function, are as long as it says, and are
-        // only read by sendmsg.
-        if unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) } >= 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    (name, len as libc::socklen_t)
 }
 
 #[cfg(test)]

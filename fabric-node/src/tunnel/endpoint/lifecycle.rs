@@ -283,8 +283,10 @@ impl Endpoint {
         let accounts = slot.link.take_accounts();
         let lost = slot.link.discard_queue();
         let counted = std::mem::take(&mut slot.queued);
+        let mut queue_bytes = std::mem::take(&mut slot.queue_bytes);
         let (path, in_flight) = (slot.link.path(), slot.link.in_flight_bytes());
         let (peer, connection, dialled) = (slot.peer, slot.connection, slot.dialled);
+        self.budget.note(&mut queue_bytes, 0);
         self.queues.add(accounts);
         self.lost += lost;
         self.queued -= counted;
@@ -369,6 +371,7 @@ impl Endpoint {
                 heard: now,
                 dirty: false,
                 queued: 0,
+                queue_bytes: 0,
             }));
         }
         self.mark(handle.0);

@@ -1,6 +1,7 @@
 //! Endpoints on loopback sockets, driven by hand and by a clock of the test's own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod memory;
 mod order;
 mod queueing;
 

@@ -7,6 +7,7 @@ use quinn_proto::Transmit;
 use super::{Endpoint, SEGMENTS_MAX, SEND_BYTES_MAX, SENDS_MAX, Slot};
 use crate::tunnel::{
     link::PeerLink,
+    report::UnderlayLosses,
     segmentation::Segmentation,
     socket::{Sent, SocketOffloads, UnderlaySocket},
 };
@@ -16,6 +17,16 @@ impl Endpoint {
     #[must_use]
     pub fn socket_offloads(&self) -> Option<SocketOffloads> {
         self.sockets.first().map(UnderlaySocket::offloads)
+    }
+
+    /// What was lost at the sockets since they were bound.
+    #[must_use]
+    pub fn underlay_losses(&self) -> UnderlayLosses {
+        let mut sum = UnderlayLosses::default();
+        for socket in &self.sockets {
+            sum.add(socket.losses());
+        }
+        sum
     }
 
     /// Whether the batches of one connection leave whole.
@@ -78,7 +89,7 @@ impl Endpoint {
     }
 
     pub(super) fn send_responses(&mut self, now: Instant) {
-        for (socket, transmit, contents) in std::mem::take(&mut self.responses) {
+        for (socket, transmit, contents) in self.responses.drain(..) {
             // A full socket keeps a batch of a connection; an answer to a stranger can be asked for
             // again and does not take its place.
             if let Some(socket) = self.sockets.get_mut(socket)

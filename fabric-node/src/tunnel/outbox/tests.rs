@@ -150,6 +150,30 @@ fn payloads_that_are_refused_alone_do_not_blame_batches() {
     outbox.send(&kernel, transmit(near()), &contents(), Instant::now());
     assert_eq!(kernel.take().len(), 1);
     assert_eq!(outbox.paths.state(near()), Segmentation::On);
+    let lost = SendLosses {
+        refused: 0,
+        too_large: 2,
+    };
+    assert_eq!(outbox.losses(), lost);
+}
+
+/// Each payload that the kernel refuses alone is counted, be it the first of a batch or the last, and
+/// also one that had waited; what is taken or waits is not.
+#[test]
+fn each_refused_payload_is_counted() {
+    let kernel = Kernel::refusing(near(), Errno::IO);
+    let (refuse, full) = (Some(Errno::NETUNREACH), Some(Errno::AGAIN));
+    kernel.singles.replace([None, None, refuse].into());
+    let (mut outbox, now) = (outbox(), Instant::now());
+    let send = |outbox: &mut Outbox| outbox.send(&kernel, transmit(near()), &contents(), now);
+    assert_eq!(send(&mut outbox), Sent::Done);
+    assert_eq!(outbox.losses().refused, 1);
+    kernel.singles.replace([refuse, full, refuse, None].into());
+    assert_eq!(send(&mut outbox), Sent::Held);
+    assert_eq!(outbox.losses().refused, 2);
+    assert_eq!(outbox.send_held(&kernel, now), Sent::Done);
+    assert_eq!((outbox.losses().refused, kernel.take().len()), (3, 3));
+    assert_eq!(outbox.losses().too_large, 0);
 }
 
 /// An error that says nothing about cutting leaves the path as it is; the payloads are tried alone.

@@ -25,6 +25,7 @@ mod entries;
 mod lanes;
 mod mark;
 mod port;
+mod room;
 mod turns;
 
 use std::time::Instant;
@@ -32,7 +33,10 @@ use std::time::Instant;
 use bytes::{Buf, Bytes};
 use fabric_core::{counters::Tally, snapshot::POD_MTU};
 
-pub use self::ahead::{Ahead, Portion};
+pub use self::{
+    ahead::{Ahead, Portion},
+    room::QUEUE_BYTES_MAX,
+};
 use self::{
     entries::{ENTRY_BYTES, Entries, Entry},
     lanes::{Lanes, SlotId},
@@ -155,6 +159,8 @@ pub struct SendQueue {
     load: [usize; LANES],
     queued: u64,
     accounts: QueueAccounts,
+    /// What is left to this connection of the memory of all; `None` if there are no others.
+    room: Option<usize>,
 }
 
 impl SendQueue {
@@ -174,24 +180,27 @@ impl SendQueue {
             slot,
             begun: false,
         };
+        let before = self.bytes();
         let place = self.turns.place(label.port);
         let flow = PortQueue::flow_of(label.class, label.flow);
         self.load[lane as usize] += entry.load();
         self.queued += u64::from(entry.account.is_some());
         self.turns.push(&mut self.entries, place, flow, entry);
-        while self.load[lane as usize] > bound(lane) {
-            let total = self.load[lane as usize];
-            let Some(lost) = self
-                .turns
-                .evict(&mut self.entries, lane, total, (place, flow))
-            else {
-                break;
-            };
-            self.load[lost.lane as usize] -= lost.load();
-            let counted = u64::from(lost.account.is_some());
-            self.queued -= counted;
-            self.accounts.full += counted;
-        }
+        while self.load[lane as usize] > bound(lane) && self.lose(lane, (place, flow)) {}
+        self.keep_to_room((place, flow), before);
+    }
+
+    /// Loses a record of `lane`, or of a flow that has just got one; false if there is none to lose.
+    fn lose(&mut self, lane: Lane, fallback: (usize, usize)) -> bool {
+        let total = self.load[lane as usize];
+        let Some(lost) = self.turns.evict(&mut self.entries, lane, total, fallback) else {
+            return false;
+        };
+        self.load[lost.lane as usize] -= lost.load();
+        let counted = u64::from(lost.account.is_some());
+        self.queued -= counted;
+        self.accounts.full += counted;
+        true
     }
 
     /// Hands records to the engine in their order until it has taken `bytes`, or takes no more;

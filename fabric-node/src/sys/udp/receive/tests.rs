@@ -5,7 +5,10 @@
 use std::{io::ErrorKind, net::UdpSocket, os::fd::AsFd as _, time::Duration};
 
 use quinn_udp::{EcnCodepoint, Transmit, UdpSocketState};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt::set_socket_recv_buffer_size,
+};
 
 use super::*;
 use crate::sys::udp::{Payloads, prepare, send, set_coalescing};
@@ -69,6 +72,7 @@ fn all_that_came_with_a_batch_is_known() {
                 len: 2500,
                 segment_bytes: 1000,
                 ecn: bits,
+                overruns: 0,
                 whole: true,
             };
             assert_eq!(next(&receiver, &mut slots), [expected]);
@@ -159,19 +163,21 @@ fn a_message_longer_than_its_slot_is_not_whole() {
 /// end may be among what is missing.
 #[test]
 fn a_message_without_all_its_control_messages_is_not_whole() {
-    let receiver = bound("127.0.0.1:0");
+    // Of an IPv4 sender a socket of both families tells in both ways.
+    let receiver = bound("[::]:0");
     let more = [
         (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
-        (libc::IPPROTO_IP, libc::IP_RECVTTL),
+        (libc::IPPROTO_IP, libc::IP_PKTINFO),
         (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
     ];
     for (level, option) in more {
         super::super::options::set(receiver.as_fd(), level, option, 1).unwrap();
     }
+    let port = receiver.local_addr().unwrap().port();
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     for segment_bytes in [Some(60), None] {
         let payloads = Payloads {
-            destination: receiver.local_addr().unwrap(),
+            destination: (Ipv4Addr::LOCALHOST, port).into(),
             source: None,
             ecn: 0b10,
             contents: &[7; 150],
@@ -185,6 +191,27 @@ fn a_message_without_all_its_control_messages_is_not_whole() {
         .map(|meta| (meta.whole, meta.len, meta.segment_bytes))
         .collect::<Vec<_>>();
     assert_eq!(told, [(false, 0, 0), (true, 150, 150)]);
+}
+
+/// A socket whose buffer was full tells with the next message how many it has thrown away.
+#[test]
+fn overruns_are_told() {
+    let receiver = bound("127.0.0.1:0");
+    set_socket_recv_buffer_size(&receiver, 0).unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let send_one = || {
+        let destination = receiver.local_addr().unwrap();
+        assert_eq!(sender.send_to(&[7; 1000], destination).unwrap(), 1000);
+    };
+    (0..50).for_each(|_| send_one());
+    let mut slots = slots::<64>(2000);
+    let kept = next(&receiver, &mut slots);
+    assert!((1..50).contains(&kept.len()), "{} were kept", kept.len());
+    assert!(kept.iter().all(|meta| meta.whole && meta.overruns == 0));
+    send_one();
+    let told = next(&receiver, &mut slots)[0];
+    assert!(told.whole && told.len == 1000);
+    assert_eq!(told.overruns as usize, 50 - kept.len());
 }
 
 /// A slot stays where it is and as large as it is, whatever comes; beyond what came its memory is as

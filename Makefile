@@ -90,7 +90,7 @@ netns: ## Tests of the data plane in network namespaces; needs root
 lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile peers; needs root
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
 
-bench-check: build ## Fail unless one TCP stream beats wireguard-go by the promised factor; needs root
+bench-check: build ## Fail if one TCP stream falls below the regression floors; needs root
 	$(BUILD_BENCH_PEERS)
 	$(BENCH_PEERS) $(BENCH_CHECK_ARGS)
 

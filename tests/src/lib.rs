@@ -16,5 +16,6 @@ pub mod sim;
 pub mod sources;
 pub mod stage;
 pub mod stream;
+pub mod threads;
 pub mod trace;
 pub mod traffic;

@@ -17,16 +17,35 @@ use fabric_tests::{
     traffic::{address, udp},
 };
 
-/// Where a packet passes between two reads of the account: folders and files.
-const ON_THE_WAY: [&str; 8] = [
+/// Where a packet passes, and the loop around it: folders and files.
+const ON_THE_WAY: [&str; 13] = [
     "fabric-core/src",
     "fabric-node/src/dataplane/deliver.rs",
     "fabric-node/src/dataplane/epoll.rs",
+    "fabric-node/src/dataplane/joining.rs",
+    "fabric-node/src/dataplane/mailbox.rs",
     "fabric-node/src/dataplane/outbound.rs",
     "fabric-node/src/dataplane/path.rs",
+    "fabric-node/src/dataplane/polling.rs",
     "fabric-node/src/dataplane/port.rs",
+    "fabric-node/src/dataplane/published.rs",
+    "fabric-node/src/dataplane/worker.rs",
     "fabric-node/src/sys/tun.rs",
     "fabric-node/src/tunnel/buffers.rs",
+];
+/// What is named there all the same, as often as it may be: where, the words, and why.
+const ALLOWED: [(&str, &[&str], &str); 2] = [
+    (
+        "fabric-node/src/dataplane/worker.rs",
+        // Its import, the field, the argument it comes by, and the one place where it is taken.
+        &["Mutex", "Mutex", "Mutex", "lock"],
+        "one uncontended lock a turn, none per packet: the account is handed to who reads it",
+    ),
+    (
+        "fabric-node/src/dataplane/mailbox.rs",
+        &["mpsc"],
+        "commands of the control plane: asked without waiting, and only after a wake-up",
+    ),
 ];
 /// What takes a lock, or waits for another thread.
 const LOCKS: [&str; 11] = [
@@ -43,7 +62,8 @@ const BURST_MAX: Duration = Duration::from_secs(60);
 /// and then met by the reader of the account.
 const CALLS_PER_PACKET_MAX: f64 = 0.001;
 
-/// Nothing on the way of a packet names a lock or a way to wait for a thread.
+/// Nothing on the way of a packet names a lock or a way to wait for a thread, but for what is allowed
+/// once a turn, no more of it and no less.
 #[test]
 fn no_lock_is_named_on_the_way_of_a_packet() {
     let mut files = Vec::new();
@@ -53,8 +73,11 @@ fn no_lock_is_named_on_the_way_of_a_packet() {
     assert!(files.len() > 20, "only {files:?} are found");
     for file in files {
         let text = fs::read_to_string(&file).unwrap();
-        let found: Vec<&str> = locks(&text);
-        assert!(found.is_empty(), "{} names {found:?}", file.display());
+        let allowed = ALLOWED
+            .iter()
+            .find(|(place, ..)| file.ends_with(place))
+            .map_or(&[][..], |(_, words, _)| words);
+        assert_eq!(locks(&text), allowed, "{}", file.display());
     }
 }
 

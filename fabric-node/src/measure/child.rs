@@ -2,27 +2,26 @@
 //! process, whatever comes first and however it comes.
 
 use std::{
-    io::Read,
-    process::{Child, Command, Stdio},
+    io::{self, Read},
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
     sync::mpsc,
     thread,
 };
 
 use anyhow::{Context as _, anyhow};
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::{
-    lab::process::Process,
-    sys::{
-        child::end_with_thread,
-        netns::{Netns, NetnsThread},
-    },
+use crate::sys::{
+    child::end_with_thread,
+    netns::{Netns, NetnsThread},
 };
 
 /// A running program.
 #[derive(Debug)]
 pub struct Running {
-    process: Process,
+    /// Of this process alone, also when its pid is handed out again.
+    process: OwnedFd,
     /// The thread that started it waits for it: the kernel kills the program when the thread ends.
     keeper: Option<NetnsThread<()>>,
 }
@@ -37,7 +36,8 @@ pub struct Pipes<O, E> {
 }
 
 impl Running {
-    /// Starts `command` in `netns`, with no input and its output in pipes.
+    /// Starts `command` in `netns`, with no input and its output in pipes. A program that has ended by
+    /// then was started all the same: what it said is in the pipes.
     ///
     /// # Errors
     ///
@@ -55,32 +55,31 @@ impl Running {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // A Ctrl-C in the terminal is for this process, which ends its programs in order.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.process_group(0);
         end_with_thread(&mut command);
         let (started, start) = mpsc::sync_channel(1);
         let keeper = netns.spawn("keeper", move || {
-            let mut child = match command.spawn() {
-                Ok(child) => child,
-                Err(error) => {
-                    // The receiver waits for exactly this message.
-                    let _ = started.send(Err(error));
-                    return;
-                }
+            let begun = command.spawn().and_then(hold);
+            let (child, held) = match begun {
+                Ok((child, held)) => (Some(child), Ok(held)),
+                Err(error) => (None, Err(error)),
             };
-            let found = found(&mut child);
-            let _ = started.send(Ok(found));
-            let _ = child.wait();
+            // The receiver waits for exactly this message.
+            let _ = started.send(held);
+            if let Some(mut child) = child {
+                let _ = child.wait();
+            }
         })?;
         let begun = start
             .recv()
             .map_err(|_| anyhow!("its thread ended"))
             .and_then(|result| Ok(result?));
-        let (process, pipes) = begun.with_context(|| format!("cannot start {program}"))?;
+        let held = begun.with_context(|| format!("cannot start {program}"))?;
         let running = Self {
-            process: process.with_context(|| format!("{program} ended at once"))?,
+            process: held.process,
             keeper: Some(keeper),
         };
-        let (Some(stdout), Some(stderr)) = pipes else {
+        let (Some(stdout), Some(stderr)) = (held.stdout, held.stderr) else {
             return Err(anyhow!("{program} has no output"));
         };
         Ok((running, Pipes { stdout, stderr }))
@@ -95,7 +94,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.process.signal(Signal::KILL);
+        // One that has ended needs no signal.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
         if let Some(keeper) = self.keeper.take() {
             // It waits for the program alone, which has been killed.
             let _ = keeper.join();
@@ -103,18 +103,32 @@ impl Drop for Running {
     }
 }
 
-type Found = (
-    Option<Process>,
-    (
-        Option<std::process::ChildStdout>,
-        Option<std::process::ChildStderr>,
-    ),
-);
+/// What is kept of a program by whoever did not start it.
+struct Held {
+    process: OwnedFd,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+}
 
-fn found(child: &mut Child) -> Found {
-    // Nobody has collected the child yet, so the pid is its own.
-    let process = Process::open(child.id());
-    (process, (child.stdout.take(), child.stderr.take()))
+/// Takes hold of a program that nobody has collected yet, so that its pid is its own, whether it runs
+/// or has ended. One that cannot be held is ended: nobody could do that later.
+fn hold(mut child: Child) -> io::Result<(Child, Held)> {
+    match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(process) => {
+            let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+            let held = Held {
+                process,
+                stdout,
+                stderr,
+            };
+            Ok((child, held))
+        }
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error.into())
+        }
+    }
 }
 
 /// Reads a pipe to its end on a thread of its own, at most `limit` bytes; the rest is read, too, and
@@ -124,7 +138,7 @@ pub fn collect(mut pipe: impl Read + Send + 'static, limit: u64) -> mpsc::Receiv
     thread::spawn(move || {
         let mut bytes = Vec::new();
         let _ = pipe.by_ref().take(limit).read_to_end(&mut bytes);
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        let _ = io::copy(&mut pipe, &mut io::sink());
         // Nobody may be waiting any more.
         let _ = done.send(String::from_utf8_lossy(&bytes).into_owned());
     });
@@ -136,6 +150,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::{path::Path, time::Duration};
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::*;
 
@@ -160,6 +176,22 @@ mod tests {
         }
     }
 
+    /// A program that has ended before anybody takes hold of it is held like any other: what it said can
+    /// be read.
+    #[test]
+    fn a_program_may_have_ended_before_it_is_held() {
+        let child = shell("echo gone").stdout(Stdio::piped()).spawn().unwrap();
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_child(&child)), ended).unwrap();
+        let (mut child, held) = hold(child).unwrap();
+        let mut said = String::new();
+        held.stdout.unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "gone\n");
+        assert!(child.wait().unwrap().success());
+        // A signal to it does no harm when nothing is left of it.
+        assert!(pidfd_send_signal(&held.process, Signal::KILL).is_err());
+    }
+
     /// A program that would run for ever ends with its value, and nobody has to collect it.
     #[test]
     fn a_program_ends_with_its_value() {
@@ -167,7 +199,7 @@ mod tests {
         let (running, pipes) =
             Running::start(&netns, shell("echo $$; exec cat /dev/zero >/dev/null")).unwrap();
         let mut pid = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(pipes.stdout), &mut pid).unwrap();
+        io::BufRead::read_line(&mut io::BufReader::new(pipes.stdout), &mut pid).unwrap();
         let folder = format!("/proc/{}", pid.trim());
         assert!(Path::new(&folder).exists());
         drop(running);

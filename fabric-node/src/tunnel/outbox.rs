@@ -2,8 +2,9 @@
 //!
 //! Comes in: batches of equal-sized payloads, the time. Goes out: system calls. No payload is lost to
 //! the way it is sent: what of a batch finds no room waits, and a batch that is refused as a whole
-//! goes payload by payload. A payload that is refused alone is lost, and counted. Whether the kernel refuses batches or just this one is decided by its
-//! first payload, which is of full length: if the kernel takes that alone, batches are at fault.
+//! goes payload by payload. A payload that is refused alone is lost, and counted. Whether the kernel
+//! refuses batches or just this one is decided by its first payload, which is of full length: if the
+//! kernel takes that alone, batches are at fault.
 
 use std::{io, net::UdpSocket, os::fd::AsFd as _, time::Instant};
 

@@ -2,7 +2,7 @@
 //! numbered, and checked where it arrives.
 //!
 //! Comes in: who sends to whom, how large, how many. Goes out: how many arrived, and whether one came
-//! twice or with other bytes. Loss is no error here: UDP may lose.
+//! twice or with other bytes, and how many were overtaken. Loss is no error here: UDP may lose.
 
 use std::{
     io::ErrorKind,
@@ -66,6 +66,8 @@ pub struct Flooded {
     pub sent: u64,
     /// Different ones that arrived.
     pub received: u64,
+    /// Of these, those that came behind a later one.
+    pub overtaken: u64,
 }
 
 impl Flood {
@@ -142,6 +144,7 @@ impl Flood {
         Ok(Flooded {
             sent,
             received: tracker.count,
+            overtaken: tracker.overtaken,
         })
     }
 }
@@ -248,6 +251,8 @@ struct Tracker {
     count: u64,
     /// One more than the largest number.
     beyond: u64,
+    /// New ones with smaller numbers than one before them.
+    overtaken: u64,
 }
 
 impl Tracker {
@@ -261,6 +266,7 @@ impl Tracker {
             *word |= bit;
         }
         self.count += u64::from(is_new);
+        self.overtaken += u64::from(is_new && number + 1 < self.beyond);
         self.beyond = self.beyond.max(number + 1);
         is_new
     }
@@ -270,7 +276,7 @@ impl Tracker {
 mod tests {
     use super::*;
 
-    /// A number is new once, in whatever order they come.
+    /// A number is new once, in whatever order they come; new ones behind later ones were overtaken.
     #[test]
     fn doubles_are_noticed() {
         let mut tracker = Tracker::default();
@@ -278,5 +284,7 @@ mod tests {
         assert!(numbers.iter().all(|&number| tracker.is_new(number)));
         assert!(!numbers.iter().any(|&number| tracker.is_new(number)));
         assert_eq!((tracker.count, tracker.beyond), (6, 1_001));
+        // 0, 63 and 1.
+        assert_eq!(tracker.overtaken, 3);
     }
 }

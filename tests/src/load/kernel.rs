@@ -11,7 +11,7 @@ use fabric_node::lab::underlay::inside;
 ///
 /// The kernel does not tell.
 pub fn tcp_retransmissions(netns: &Path) -> anyhow::Result<u64> {
-    count(netns, "Tcp:", "RetransSegs")
+    count(netns, "snmp", "Tcp:", "RetransSegs")
 }
 
 /// UDP packets that found the receive buffer of their socket full, in the namespace at `netns`; a
@@ -21,15 +21,28 @@ pub fn tcp_retransmissions(netns: &Path) -> anyhow::Result<u64> {
 ///
 /// The kernel does not tell.
 pub fn udp_overruns(netns: &Path) -> anyhow::Result<u64> {
-    count(netns, "Udp:", "RcvbufErrors")
+    count(netns, "snmp", "Udp:", "RcvbufErrors")
 }
 
-fn count(netns: &Path, protocol: &str, name: &str) -> anyhow::Result<u64> {
+/// How often TCP senders in the namespace at `netns` learned that a segment which they had sent once had
+/// come behind a later one, by any of the kernel's ways to tell: by SACK, without it, by timestamp.
+///
+/// # Errors
+///
+/// The kernel does not tell.
+pub fn tcp_reorderings(netns: &Path) -> anyhow::Result<u64> {
+    let names = ["TCPSACKReorder", "TCPRenoReorder", "TCPTSReorder"];
+    let counts = names.map(|name| count(netns, "netstat", "TcpExt:", name));
+    counts.into_iter().sum()
+}
+
+/// Number `name` of `protocol` in the file of that name in `/proc/net`.
+fn count(netns: &Path, file: &str, protocol: &str, name: &str) -> anyhow::Result<u64> {
     let table = inside(netns, || {
-        Ok(fs::read_to_string("/proc/thread-self/net/snmp")?)
+        Ok(fs::read_to_string(format!("/proc/thread-self/net/{file}"))?)
     })?;
     find(&table, protocol, name)
-        .with_context(|| format!("/proc/net/snmp says nothing of {protocol} {name}"))
+        .with_context(|| format!("/proc/net/{file} says nothing of {protocol} {name}"))
 }
 
 /// A line of names, then one of numbers.

@@ -96,6 +96,8 @@ pub struct Carried {
 struct Running {
     what: String,
     received: Arc<AtomicU64>,
+    /// The client's and the server's, for those who do not want to wait.
+    ends: [TcpStream; 2],
     sender: JoinHandle<anyhow::Result<u64>>,
     receiver: JoinHandle<anyhow::Result<Carried>>,
 }
@@ -113,7 +115,7 @@ impl Streams {
         Ok(Self {
             running: running
                 .map(|(plan, ends)| Running::start(plan, ends, &stop))
-                .collect(),
+                .collect::<Result<_, _>>()?,
             stop,
         })
     }
@@ -161,6 +163,48 @@ impl Streams {
         self.join()
     }
 
+    /// Cuts all off where they are, for who asks nothing about their end: a sender that has lost much may
+    /// take minutes to bring the rest of its buffer across. How many bytes have arrived.
+    ///
+    /// # Errors
+    ///
+    /// A byte of what has arrived is wrong, or a stream broke before.
+    pub fn cut(mut self) -> anyhow::Result<u64> {
+        let broken = self.running.iter().filter(|it| it.receiver.is_finished());
+        let broken: Vec<_> = broken.map(|running| running.what.clone()).collect();
+        self.reset()?;
+        let mut bytes = 0;
+        let mut failures = Vec::new();
+        for running in self.running.drain(..) {
+            let Running { what, receiver, .. } = running;
+            match receiver.join() {
+                Ok(Ok(carried)) if !broken.contains(&what) => bytes += carried.bytes,
+                Ok(Ok(_)) => failures.push(format!("{what} ended by itself")),
+                Ok(Err(error)) => failures.push(format!("{what}: {error:#}")),
+                Err(_) => failures.push(format!("{what}: a thread panicked")),
+            }
+        }
+        ensure!(failures.is_empty(), "{}", failures.join("\n"));
+        Ok(bytes)
+    }
+
+    /// Both ends of all streams are told at once; what a sender has not brought across is forgotten.
+    fn reset(&self) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for running in &self.running {
+            let [client, server] = &running.ends;
+            sockopt::set_socket_linger(client, Some(Duration::ZERO))?;
+            for (end, how) in [(server, Shutdown::Read), (client, Shutdown::Both)] {
+                match end.shutdown(how) {
+                    // It has ended already.
+                    Err(error) if error.kind() == ErrorKind::NotConnected => {}
+                    result => result?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until all have come to their end; as [`Self::stop`] for streams that have one.
     ///
     /// # Errors
@@ -187,8 +231,8 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
         // Whoever lets go of them has another error to tell.
+        let _ = self.reset();
         let _ = self.join();
     }
 }
@@ -198,20 +242,22 @@ impl Running {
         plan: &Plan,
         (client, server): (TcpStream, TcpStream),
         stop: &Arc<AtomicBool>,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
+        let ends = [client.try_clone()?, server.try_clone()?];
         let received = Arc::new(AtomicU64::new(0));
         let content = Content::of_stream(plan.number);
         let (stop, bytes) = (Arc::clone(stop), plan.bytes);
         let counter = Arc::clone(&received);
-        Self {
+        Ok(Self {
             what: format!(
                 "stream {} from {} to {}",
                 plan.number, plan.from.name, plan.to.name
             ),
             received,
+            ends,
             sender: thread::spawn(move || send(client, content, bytes, &stop)),
             receiver: thread::spawn(move || receive(server, content, &counter)),
-        }
+        })
     }
 
     fn join(self) -> anyhow::Result<Carried> {

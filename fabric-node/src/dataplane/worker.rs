@@ -381,9 +381,7 @@ impl Worker {
         counters.marked += queues.marked;
         counters.record_dropped_many(DropReason::PeerQueueFull, queues.full);
         counters.record_dropped_many(DropReason::PeerQueueAqm, queues.managed);
-        for _ in 0..accounts.lost {
-            counters.record_dropped(DropReason::PeerDisconnected);
-        }
+        counters.record_dropped_many(DropReason::PeerDisconnected, accounts.lost);
         for _ in 0..accounts.bad_records {
             counters.record_received(Side::Peer, 0);
             counters.record_dropped(DropReason::BadRecord);

@@ -237,12 +237,6 @@ impl Endpoint {
         self.sockets.iter().map(AsFd::as_fd)
     }
 
-    /// Whether a socket waits to be writable.
-    #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.sockets.iter().any(UnderlaySocket::is_held)
-    }
-
     /// Whether each socket waits to be writable, in the order of [`Self::descriptors`].
     pub fn held(&self) -> impl Iterator<Item = bool> {
         self.sockets.iter().map(UnderlaySocket::is_held)
@@ -364,10 +358,14 @@ impl Endpoint {
         self.queued = self.queued + slot.queued - before;
     }
 
-    /// Whether a connection has more to send than one turn allows.
+    /// Whether a connection has more to send than one turn allows, and its socket takes it.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        !self.dirty.is_empty() && !self.is_held()
+        self.dirty.iter().any(|index| {
+            let slot = self.links.get(*index).and_then(Option::as_deref);
+            let socket = slot.and_then(|slot| self.sockets.get(slot.socket));
+            socket.is_some_and(|socket| !socket.is_held())
+        })
     }
 
     /// When [`Self::handle_timeouts`] is due. Connections that were touched count from the next

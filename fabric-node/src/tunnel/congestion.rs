@@ -34,12 +34,12 @@ use quinn_proto::{
 /// Smallest congestion window (bytes): two super-packets. Small beside what a connection may begin
 /// with, and enough for a thousand small packets.
 pub const WINDOW_BYTES_MIN: u64 = 128 * 1024;
-/// The ceiling is never below this (bytes): 8 Gbit/s at a round trip of 0.2 ms.
-const CEILING_BYTES_MIN: u64 = 192 * 1024;
+/// The ceiling is never below this (bytes): 8 Gbit/s at a round trip of 0.225 ms.
+const CEILING_BYTES_MIN: u64 = 224 * 1024;
 /// Paths with a shorter round trip have a ceiling.
 const SHORT_PATH: Duration = Duration::from_millis(2);
 /// Waiting on the way beyond which the ceiling comes down.
-const QUEUE_DELAY_MAX: Duration = Duration::from_micros(200);
+const QUEUE_DELAY_MAX: Duration = Duration::from_micros(225);
 /// The shortest round trip is that of the present and the last interval of this length, so that a
 /// new route is learned.
 const SHORTEST_OF: Duration = Duration::from_secs(10);

@@ -23,13 +23,15 @@ ONE_AT_A_TIME := -- --test-threads=1
 test-files = $(foreach dir,$(1),$(wildcard $(dir)/*.rs) $(patsubst %/main.rs,%.rs,$(wildcard $(dir)/*/main.rs)))
 test-names = $(sort $(basename $(notdir $(call test-files,$(1)))))
 NETNS_TESTS := $(filter-out fabric_command,$(call test-names,fabric-node/tests))
-LAB_TESTS := $(call test-names,tests/tests)
+# With container runtimes, which mount and leave processes behind when they are killed.
+RUNTIME_TESTS := $(filter runtime_%,$(call test-names,tests/tests))
+LAB_TESTS := $(filter-out $(RUNTIME_TESTS),$(call test-names,tests/tests))
 # They build and install what the product is compared with: only on demand.
 CONTENDER_TESTS := contenders
 UNIT_TESTS := $(filter-out $(NETNS_TESTS) $(CONTENDER_TESTS),$(call test-names,$(wildcard fabric-*/tests proto/tests benches/tests)))
 
 # What `make test` runs, in this order: what fails fastest comes first.
-TEST_STAGES := fmt-check lint doc build unit netns lab bench-check
+TEST_STAGES := fmt-check lint doc build unit netns lab runtimes bench-check
 
 # The comparison with wireguard-go, as a report and as a check with a verdict. The runner only starts
 # and reads others, so it is built with the tests; what it measures are the release programs.
@@ -44,7 +46,7 @@ BENCH_FLAME_ARGS ?=
 BENCH_LIMITS_ARGS ?=
 BENCH_OFFLOADS_ARGS ?=
 
-.PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab bench-check \
+.PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab runtimes bench-check \
 	bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads soak deny clean-lab
 
 help: ## List the targets
@@ -89,6 +91,13 @@ netns: ## Tests of the data plane in network namespaces; needs root
 
 lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile peers; needs root
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
+
+# All mounts and processes of such a test die with its namespaces; the mounts are private to them.
+SANDBOX := unshare --mount --pid --fork --kill-child --mount-proc --propagation private
+
+runtimes: build ## Tests under real container runtimes: containerd, podman, CRI; needs root
+	$(if $(RUNTIME_TESTS),$(CARGO) test $(LOCKED) --no-run -p fabric-tests $(addprefix --test ,$(RUNTIME_TESTS)))
+	$(if $(RUNTIME_TESTS),$(SANDBOX) $(CARGO) test $(LOCKED) --no-fail-fast -p fabric-tests $(addprefix --test ,$(RUNTIME_TESTS)) $(ONE_AT_A_TIME))
 
 bench-check: build ## Fail if one TCP stream falls below the regression floors; needs root
 	$(BUILD_BENCH_PEERS)

@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    os::unix::net::UnixStream,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::Path,
     time::{Duration, Instant},
 };
@@ -53,18 +53,45 @@ enum Unanswered {
     Exchange { socket: String, source: io::Error },
 }
 
-/// Carries out a checked call.
-pub(crate) fn call(invocation: &Invocation) -> Result<Done, CniError> {
+/// Asks the daemon. A DEL that nobody takes is kept on disk, and then counts as done.
+///
+/// # Errors
+///
+/// The namespace is the plugin's own, nobody answers in time, or a DEL cannot be kept.
+pub fn ask(invocation: &Invocation) -> Result<Response, CniError> {
+    refuse_own_netns(invocation)?;
     let (request, timeout) = request(invocation);
-    let answer = exchange(&invocation.socket, &request, timeout);
-    match (&invocation.action, answer) {
-        (_, Ok(Response::Failed(failure))) => Err(failure.into()),
-        (Action::Add { .. }, Ok(Response::Attached(attached))) => Ok(Done::Attached(attached)),
+    let unanswered = match exchange(&invocation.socket, &request, timeout) {
+        Ok(response) => return Ok(response),
+        Err(unanswered) => unanswered,
+    };
+    match &invocation.action {
+        Action::Del { key } => {
+            pending::write(&invocation.state_dir, key).map_err(|error| {
+                CniError::new(code::IO, format!("{unanswered}; and {error}"))
+                    .cure("start the fabric-node daemon, or make the state directory writable")
+            })?;
+            Ok(Response::Done)
+        }
+        Action::Status => {
+            Err(CniError::new(code::NOT_AVAILABLE, unanswered.to_string()).cure(DAEMON_CURE))
+        }
+        Action::Add { .. } | Action::Check { .. } | Action::Gc { .. } => {
+            Err(CniError::new(code::TRY_AGAIN, unanswered.to_string()).cure(DAEMON_CURE))
+        }
+    }
+}
+
+/// What `response` means for this call: an answer to another question is a failure.
+pub(crate) fn done(invocation: &Invocation, response: Response) -> Result<Done, CniError> {
+    match (&invocation.action, response) {
+        (_, Response::Failed(failure)) => Err(failure.into()),
+        (Action::Add { .. }, Response::Attached(attached)) => Ok(Done::Attached(attached)),
         (
             Action::Del { .. } | Action::Check { .. } | Action::Gc { .. } | Action::Status,
-            Ok(Response::Done),
+            Response::Done,
         ) => Ok(Done::Silently),
-        (_, Ok(other)) => Err(CniError::new(
+        (_, other) => Err(CniError::new(
             code::DECODE,
             format!(
                 "the daemon at {} answered another question: {other:?}",
@@ -72,20 +99,31 @@ pub(crate) fn call(invocation: &Invocation) -> Result<Done, CniError> {
             ),
         )
         .cure("plugin and daemon must be of the same release")),
-        (Action::Del { key }, Err(unanswered)) => {
-            pending::write(&invocation.state_dir, key).map_err(|error| {
-                CniError::new(code::IO, format!("{unanswered}; and {error}"))
-                    .cure("start the fabric-node daemon, or make the state directory writable")
-            })?;
-            Ok(Done::Silently)
-        }
-        (Action::Status, Err(unanswered)) => {
-            Err(CniError::new(code::NOT_AVAILABLE, unanswered.to_string()).cure(DAEMON_CURE))
-        }
-        (Action::Add { .. } | Action::Check { .. } | Action::Gc { .. }, Err(unanswered)) => {
-            Err(CniError::new(code::TRY_AGAIN, unanswered.to_string()).cure(DAEMON_CURE))
-        }
     }
+}
+
+fn refuse_own_netns(invocation: &Invocation) -> Result<(), CniError> {
+    if let Some(netns) = &invocation.netns
+        && !invocation.own_netns_allowed
+        && is_own_netns(netns)
+    {
+        return Err(CniError::new(
+            code::INVALID_NETNS,
+            format!("CNI_NETNS {netns:?} is the network namespace of the plugin itself"),
+        )
+        .cure("give the container a namespace of its own, or set CNI_NETNS_OVERRIDE=1"));
+    }
+    Ok(())
+}
+
+/// A path that cannot be examined is not ours: the daemon says what is wrong with it.
+fn is_own_netns(path: &str) -> bool {
+    let identity = |path: &str| {
+        std::fs::metadata(path)
+            .ok()
+            .map(|metadata| (metadata.dev(), metadata.ino()))
+    };
+    identity(path).is_some_and(|theirs| identity("/proc/self/ns/net") == Some(theirs))
 }
 
 const DAEMON_CURE: &str = "start the fabric-node daemon of this node, or set \"socket\" in the network configuration to its CNI socket";

@@ -1,18 +1,18 @@
 //! What goes wrong, in the words of the CNI specification.
 
-use fabric_proto::cni::Failure;
+use fabric_proto::cni::{Failure, code};
 use thiserror::Error;
 
 /// A failed call: code, what is wrong and where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{msg} (code {code})")]
-pub(crate) struct CniError {
+pub struct CniError {
     /// Error code of the CNI specification, or ours from 100 on.
-    pub(crate) code: u32,
+    pub code: u32,
     /// One line.
-    pub(crate) msg: String,
+    pub msg: String,
     /// What to do; may be empty.
-    pub(crate) details: String,
+    pub details: String,
 }
 
 impl CniError {
@@ -22,6 +22,12 @@ impl CniError {
             msg: msg.into(),
             details: String::new(),
         }
+    }
+
+    /// The environment variable `name` holds bytes that are no text.
+    #[must_use]
+    pub fn not_utf8(name: &str) -> Self {
+        Self::new(code::INVALID_ENVIRONMENT, format!("{name} is not UTF-8"))
     }
 
     /// Adds what to do about it.

@@ -14,13 +14,13 @@ pub(crate) use config::PrevResult;
 use config::{Config, addresses};
 
 /// Largest network configuration read from stdin (bytes).
-pub(crate) const STDIN_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const STDIN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest interface name (bytes): IFNAMSIZ of `linux/if.h` without the closing zero.
 const IFNAME_BYTES_MAX: usize = 15;
 /// Longest container id and network name (bytes); runtimes use 64.
 const NAME_BYTES_MAX: usize = 1024;
 /// The variables that the plugin looks at.
-pub(crate) const VARIABLES: [&str; 7] = [
+pub const VARIABLES: [&str; 7] = [
     "CNI_COMMAND",
     "CNI_CONTAINERID",
     "CNI_NETNS",
@@ -43,7 +43,7 @@ pub(crate) enum Verb {
 
 /// One checked call.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Invocation {
+pub struct Invocation {
     /// Version of the configuration, and so of the result.
     pub(crate) version: CniVersion,
     /// The daemon's CNI socket.
@@ -86,7 +86,8 @@ pub(crate) enum Action {
     Status,
 }
 
-type Environment = BTreeMap<&'static str, String>;
+/// [`VARIABLES`] by name, those that are set.
+pub type Environment = BTreeMap<&'static str, String>;
 
 /// The verb in CNI_COMMAND; `None` when the variable is missing: a person has called, not a runtime.
 pub(crate) fn command(environment: &Environment) -> Result<Option<Verb>, CniError> {

@@ -1,13 +1,8 @@
 //! The words of the plugin: results and errors as the CNI specification has them.
 //!
-//! Comes in: what happened. Goes out: JSON on stdout, the exit status. This is the only place that
-//! prints; the wording itself is pure.
+//! Comes in: what happened. Goes out: what to print, and the exit status. Pure.
 
-use std::{
-    io::{self, Write as _},
-    net::IpAddr,
-    process::ExitCode,
-};
+use std::net::IpAddr;
 
 use fabric_proto::cni::Attached;
 use serde::Serialize;
@@ -22,9 +17,22 @@ use crate::{
 
 /// Exit status of every failure; the code is in the JSON.
 const FAILED: u8 = 1;
+/// The hardware address of a device without one.
+const NO_MAC: &str = "00:00:00:00:00:00";
 
-/// Prints the result of a call that succeeded; verbs other than ADD say nothing.
-pub(crate) fn success(invocation: &Invocation, done: &Done) -> ExitCode {
+/// What the program prints, and how it ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Printed {
+    /// For the runtime: nothing, or one line of JSON.
+    pub stdout: String,
+    /// For people.
+    pub stderr: String,
+    /// Exit status: 0 for success.
+    pub status: u8,
+}
+
+/// The result of a call that succeeded; verbs other than ADD say nothing.
+pub(crate) fn success(invocation: &Invocation, done: &Done) -> Printed {
     let (
         Done::Attached(attached),
         Action::Add {
@@ -35,7 +43,7 @@ pub(crate) fn success(invocation: &Invocation, done: &Done) -> ExitCode {
         },
     ) = (done, &invocation.action)
     else {
-        return ExitCode::SUCCESS;
+        return Printed::default();
     };
     let result = add_result(
         invocation.version,
@@ -44,49 +52,49 @@ pub(crate) fn success(invocation: &Invocation, done: &Done) -> ExitCode {
         attached,
         prev_result.clone().unwrap_or_default(),
     );
-    print(&result, ExitCode::SUCCESS)
+    printed(&result, 0)
 }
 
-/// Prints an error. Without a version that the runtime asked for, the newest stands.
-pub(crate) fn failure(version: Option<CniVersion>, error: &CniError) -> ExitCode {
-    print(
+/// An error. Without a version that the runtime asked for, the newest stands.
+pub(crate) fn failure(version: Option<CniVersion>, error: &CniError) -> Printed {
+    printed(
         &error_object(version.unwrap_or(CniVersion::NEWEST), error),
-        ExitCode::from(FAILED),
+        FAILED,
     )
 }
 
-/// Prints the versions the plugin speaks. stdin is not read: a caller may keep it open.
-pub(crate) fn versions() -> ExitCode {
-    print(&versions_object(), ExitCode::SUCCESS)
+/// The versions the plugin speaks. stdin is not read: a caller may keep it open.
+pub(crate) fn versions() -> Printed {
+    printed(&versions_object(), 0)
 }
 
 /// Tells a person what this program is; stdout is for runtimes.
-pub(crate) fn about() -> ExitCode {
-    let about = format!(
-        "fabric-cni {}: CNI plugin that attaches containers to the fabric; run by a container runtime\nCNI protocol versions supported: {}\n",
-        env!("CARGO_PKG_VERSION"),
-        supported()
-    );
-    let _ = io::stderr().write_all(about.as_bytes());
-    ExitCode::SUCCESS
+pub(crate) fn about() -> Printed {
+    Printed {
+        stderr: format!(
+            "fabric-cni {}: CNI plugin that attaches containers to the fabric; run by a container runtime\nCNI protocol versions supported: {}\n",
+            env!("CARGO_PKG_VERSION"),
+            supported()
+        ),
+        ..Printed::default()
+    }
 }
 
-/// A result that did not reach the runtime is a failure: the runtime then undoes the call.
-fn print(object: &impl Serialize, status: ExitCode) -> ExitCode {
-    let written = serde_json::to_vec(object)
-        .map_err(io::Error::from)
-        .and_then(|mut line| {
-            line.push(b'\n');
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(&line)?;
-            stdout.flush()
-        });
-    match written {
-        Ok(()) => status,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "fabric-cni: cannot write to stdout: {error}");
-            ExitCode::from(FAILED)
+fn printed(object: &impl Serialize, status: u8) -> Printed {
+    match serde_json::to_string(object) {
+        Ok(mut stdout) => {
+            stdout.push('\n');
+            Printed {
+                stdout,
+                stderr: String::new(),
+                status,
+            }
         }
+        Err(error) => Printed {
+            stdout: String::new(),
+            stderr: format!("fabric-cni: cannot word the result: {error}\n"),
+            status: FAILED,
+        },
     }
 }
 
@@ -102,7 +110,8 @@ struct AddResult {
 
 /// What earlier plugins of the chain reported, followed by the pod's interface.
 ///
-/// `mac` is left out: a TUN device has none.
+/// A TUN device has no hardware address. It is reported as all zeros, as for `lo`, because podman refuses
+/// a result without one.
 fn add_result(
     version: CniVersion,
     ifname: &str,
@@ -117,7 +126,7 @@ fn add_result(
         dns,
     } = prev_result;
     let index = interfaces.len();
-    let mut interface = json!({ "name": ifname, "sandbox": netns });
+    let mut interface = json!({ "name": ifname, "mac": NO_MAC, "sandbox": netns });
     if version >= CniVersion::V1_1_0 {
         set(&mut interface, "mtu", json!(attached.mtu));
     }
@@ -210,7 +219,7 @@ mod tests {
     #[test]
     fn result_0_3_1_and_0_4_0() {
         for version in [CniVersion::V0_3_1, CniVersion::V0_4_0] {
-            let expected = r#"{"cniVersion":"VERSION","interfaces":[{"name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0,"version":"4"},{"address":"fd00::5/128","interface":0,"version":"6"}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#;
+            let expected = r#"{"cniVersion":"VERSION","interfaces":[{"mac":"00:00:00:00:00:00","name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0,"version":"4"},{"address":"fd00::5/128","interface":0,"version":"6"}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#;
             let expected = expected.replace("VERSION", version.as_str());
             check(version, PrevResult::default(), &expected);
         }
@@ -222,7 +231,7 @@ mod tests {
         check(
             CniVersion::V1_0_0,
             PrevResult::default(),
-            r#"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0},{"address":"fd00::5/128","interface":0}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#,
+            r#"{"cniVersion":"1.0.0","interfaces":[{"mac":"00:00:00:00:00:00","name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0},{"address":"fd00::5/128","interface":0}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#,
         );
     }
 
@@ -232,7 +241,7 @@ mod tests {
         check(
             CniVersion::V1_1_0,
             PrevResult::default(),
-            r#"{"cniVersion":"1.1.0","interfaces":[{"mtu":1500,"name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0},{"address":"fd00::5/128","interface":0}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#,
+            r#"{"cniVersion":"1.1.0","interfaces":[{"mac":"00:00:00:00:00:00","mtu":1500,"name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0},{"address":"fd00::5/128","interface":0}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#,
         );
     }
 
@@ -249,7 +258,7 @@ mod tests {
         check(
             CniVersion::V1_0_0,
             prev_result,
-            r#"{"cniVersion":"1.0.0","interfaces":[{"name":"lo","sandbox":"/run/netns/p","x":1},{"name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"127.0.0.1/8","interface":0},{"address":"10.244.1.5/32","interface":1},{"address":"fd00::5/128","interface":1}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{"nameservers":["10.96.0.10"]}}"#,
+            r#"{"cniVersion":"1.0.0","interfaces":[{"name":"lo","sandbox":"/run/netns/p","x":1},{"mac":"00:00:00:00:00:00","name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"127.0.0.1/8","interface":0},{"address":"10.244.1.5/32","interface":1},{"address":"fd00::5/128","interface":1}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{"nameservers":["10.96.0.10"]}}"#,
         );
     }
 

@@ -4,7 +4,9 @@
 //! bad cable in some of these labs.
 
 pub mod account;
+pub mod churn;
 pub mod eventually;
+pub mod gotools;
 pub mod impair;
 pub mod load;
 pub mod machine;
@@ -12,6 +14,7 @@ pub mod matrix;
 pub mod operator;
 pub mod plugin;
 pub mod probe;
+pub mod runtime;
 pub mod sim;
 pub mod sources;
 pub mod stage;

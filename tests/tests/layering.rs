@@ -82,7 +82,7 @@ fn dependencies_go_one_way() {
         ),
         (
             "fabric-tests",
-            &["fabric-core", "fabric-node", "fabric-proto"],
+            &["fabric-cni", "fabric-core", "fabric-node", "fabric-proto"],
         ),
     ]);
     let metadata = metadata();

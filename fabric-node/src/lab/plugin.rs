@@ -20,7 +20,7 @@ pub const PLUGIN: &str = "fabric-cni";
 /// Name of a pod's interface.
 pub const POD_IFNAME: &str = "eth0";
 
-/// CNI version spoken by the lab.
+/// CNI version spoken by the lab itself.
 const CNI_VERSION: &str = "1.1.0";
 /// How long one call of the plugin may take.
 const PLUGIN_MAX: Duration = Duration::from_secs(30);
@@ -47,12 +47,15 @@ pub fn delete(state: &LabState, worker: &Worker, pod: &Pod) -> anyhow::Result<()
     call(state, worker, pod, "DEL").map(drop)
 }
 
-/// The list of plugins of a worker, as `10-fabric.conflist` holds it.
+/// The list of plugins of a worker, as `10-fabric.conflist` holds it: also for runtimes that read only
+/// `cniVersion` and do not know 1.1.0.
 #[must_use]
 pub fn network_list(worker: &Worker) -> Value {
     json!({
-        "cniVersion": CNI_VERSION,
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         "name": CNI_NETWORK,
+        "loadOnlyInlinedPlugins": true,
         "plugins": [{
             "type": PLUGIN,
             "socket": worker.cni_socket(),

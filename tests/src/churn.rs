@@ -1,0 +1,1 @@
+//! Attachments that come and go while daemon and plugin are killed.

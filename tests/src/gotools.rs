@@ -1,0 +1,1 @@
+//! Programs of others that the tests drive, built by the Go toolchain at pinned versions.

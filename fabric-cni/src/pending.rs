@@ -41,18 +41,21 @@ pub(crate) fn write(state_dir: &Path, key: &AttachmentKey) -> Result<(), Pending
     write_durably(&folder, &path, key).map_err(at)
 }
 
-/// Makes the folder and those above it; on return their names are on stable storage.
+/// Makes the folder and those above it; on return their names are on stable storage. Others may be
+/// making them at the same time.
 fn create_durably(folder: &Path) -> io::Result<()> {
-    let create = || DirBuilder::new().mode(0o700).create(folder);
-    match create() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Nothing is above the root, and nothing can be made above a relative name.
-            let above = folder.parent().filter(|above| *above != Path::new(""));
-            create_durably(above.ok_or(error)?)?;
-            create()?;
+    let create = || match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        other => other,
+    };
+    if let Err(error) = create() {
+        // Nothing is above the root, and nothing can be made above a relative name.
+        let above = folder.parent().filter(|above| *above != Path::new(""));
+        match above {
+            Some(above) if error.kind() == io::ErrorKind::NotFound => create_durably(above)?,
+            _ => return Err(error),
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
-        other => other?,
+        create()?;
     }
     // Also when the folder was there: the plugin that made it may have been killed before this step.
     match folder.parent() {

@@ -101,6 +101,7 @@ fn dels() -> Vec<Row> {
         "C19 DEL with a broken runtimeConfig": del().set("runtimeConfig", json!(7)).set("args", json!([])) => silent();
         "C19 DEL in 0.3.1": del().set("cniVersion", json!("0.3.1")) => silent();
         "G9 DEL when containerd has closed the namespace": del().env("CNI_NETNS", "") => silent();
+        "G15 DEL with the configuration of the ADD": del().set("prevResult", json!({"ips": [{"address": "10.244.1.5/32"}]})) => silent();
         "G12 DEL after the runtime's cache has gone": del().without("prevResult") => silent();
     }
 }

@@ -104,6 +104,8 @@ impl Machine {
         };
         command
             .env_remove("FABRIC_SOCKET")
+            // Cargo's, in which the loader would look for every library.
+            .env_remove("LD_LIBRARY_PATH")
             .arg(verb)
             .arg("--bin-dir")
             .arg(self.bin())

@@ -2,7 +2,7 @@
 //! lists are those that there are, with their defaults.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, ffi::OsStr, fs};
+use std::{collections::BTreeMap, fs};
 
 use clap::{CommandFactory as _, Parser as _};
 use fabric_node::cli::Cli;
@@ -58,13 +58,11 @@ fn options_of_the_installer() {
         .get_arguments()
         .filter_map(|argument| {
             let defaults = argument.get_default_values();
-            let default = defaults
-                .first()
-                .map_or_else(|| OsStr::new(""), |default| default);
-            let is_flag = !argument.get_action().takes_values();
-            let default = if is_flag { OsStr::new("") } else { default };
+            let default = defaults.first().map(|default| default.to_string_lossy());
+            // A flag has one as well, for the case that it is not said.
+            let default = default.filter(|_| argument.get_action().takes_values());
             let long = argument.get_long()?;
-            Some((long.to_owned(), default.to_string_lossy().into_owned()))
+            Some((long.to_owned(), default.unwrap_or_default().into_owned()))
         })
         .collect();
     assert_eq!(

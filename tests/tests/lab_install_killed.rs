@@ -1,15 +1,16 @@
-//! `fabric install-cni` killed at every step: a container runtime finds the old files or the new ones,
-//! never half of one, never a list without its plugin, and the next install cleans up.
+//! `fabric install-cni` and `uninstall-cni` killed at every step: a container runtime finds the old files
+//! or the new ones, never half of one, never a list without its plugin, and the next command cleans up.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use fabric_node::lab::{Worker, command};
 use fabric_tests::{
     installer::{LIST, Machine, daemon_of, expect},
@@ -100,6 +101,68 @@ fn an_upgrade() -> anyhow::Result<()> {
     case.kill_everywhere()
 }
 
+/// An uninstall: a runtime finds all, then no list, then nothing; never a list without its plugin.
+#[test]
+fn an_uninstall() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let lab = stage.lab("install-last", 1, 0)?;
+    let worker = lab.state().worker("worker-a")?;
+    let machine = Machine::new()?;
+    let mut reached = Vec::new();
+    for call in CALLS {
+        for number in 1.. {
+            let at = || format!("killed at {call} number {number}");
+            expect(&machine.install_for(&stage, worker, &[])?, 0, &[])?;
+            let mut command = machine.command(&killer(call, number), &stage, "uninstall-cni");
+            command.arg("--socket").arg(worker.admin_socket());
+            if !is_killed(command).with_context(at)? {
+                break;
+            }
+            let names = machine.names()?;
+            let left =
+                [LIST, "fabric-cni", "loopback"].map(|name| names.iter().any(|it| it == name));
+            let step = match left {
+                [true, true, true] => 0,
+                [false, true, true] => 1,
+                [false, true, false] => 2,
+                [false, false, false] => 3,
+                other => bail!("{}: list, plugin, loopback: {other:?}", at()),
+            };
+            reached.push(step);
+            expect(
+                &machine.uninstall(&stage, &worker.admin_socket(), &[])?,
+                0,
+                &[],
+            )?;
+            ensure!(machine.names()?.is_empty(), "{}: not finished", at());
+        }
+    }
+    println!("killed {} times: {reached:?}", reached.len());
+    for step in 0..=3 {
+        ensure!(reached.contains(&step), "none was killed after step {step}");
+    }
+    Ok(())
+}
+
+/// What runs a command and kills it when it makes a call for the `number`th time.
+fn killer(call: &str, number: u32) -> Vec<String> {
+    let trace = format!("trace={call}");
+    let inject = format!("inject={call}:signal=KILL:when={number}");
+    let words = ["strace", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    words.map(str::to_owned).to_vec()
+}
+
+/// Whether a command under [`killer`] was killed; if not, it ended well.
+fn is_killed(command: Command) -> anyhow::Result<bool> {
+    let answer = command::run(command, b"", LIMIT)?;
+    // strace ends as the program that it follows.
+    if answer.status.signal() == Some(SIGKILL) {
+        return Ok(true);
+    }
+    expect(&answer, 0, &[])?;
+    Ok(false)
+}
+
 impl Case<'_> {
     fn kill_everywhere(&self) -> anyhow::Result<()> {
         let whole = self.machine()?;
@@ -155,18 +218,9 @@ impl Case<'_> {
 
     /// Whether the command got that far; if not, it ended well.
     fn is_killed_at(&self, machine: &Machine, call: &str, number: u32) -> anyhow::Result<bool> {
-        let trace = format!("trace={call}");
-        let inject = format!("inject={call}:signal=KILL:when={number}");
-        let tracer = ["strace", "-o", "/dev/null", "-e", &trace, "-e", &inject];
-        let mut command = machine.command(&tracer.map(str::to_owned), self.stage, "install-cni");
+        let mut command = machine.command(&killer(call, number), self.stage, "install-cni");
         command.args(self.arguments());
-        let answer = command::run(command, b"", LIMIT)?;
-        // strace ends as the program that it follows.
-        if answer.status.signal() == Some(SIGKILL) {
-            return Ok(true);
-        }
-        expect(&answer, 0, &[])?;
-        Ok(false)
+        is_killed(command)
     }
 
     fn finish(&self, machine: &Machine) -> anyhow::Result<command::Answer> {
@@ -206,7 +260,7 @@ impl Case<'_> {
             (true, false, false) => Reached::Plugin,
             (true, true, false) => Reached::Loopback,
             (true, true, true) => Reached::List,
-            other => anyhow::bail!("the order is wrong: plugin, loopback, list are {other:?}"),
+            other => bail!("the order is wrong: plugin, loopback, list are {other:?}"),
         };
         Ok(reached)
     }

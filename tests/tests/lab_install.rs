@@ -303,6 +303,28 @@ fn an_operators_list_stays() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The chain that docs/operations.md shows is a list of ours to the program, and stays.
+#[test]
+fn the_documented_chain_stays() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let document = fs::read_to_string(workspace().join("docs/operations.md"))?;
+    let shown = document
+        .split("```json\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
+    let shown = shown.context("docs/operations.md shows no list")?;
+    let list: Value = serde_json::from_str(shown)?;
+    assert_eq!(list["plugins"][1]["type"], "tuning");
+    let machine = with_list(shown.as_bytes())?;
+    expect(
+        &machine.install(&stage, &[])?,
+        0,
+        &["10-fabric.conflist kept"],
+    )?;
+    assert_eq!(fs::read_to_string(machine.list())?, shown);
+    Ok(())
+}
+
 /// A `loopback` of another package is left alone and survives an uninstall, unless it is asked for; one
 /// that leads nowhere is replaced; a copy of our plugin is ours.
 #[test]

@@ -49,7 +49,7 @@ fn systemd_understands_it() -> anyhow::Result<()> {
 /// from going; and detaches them afterwards.
 #[test]
 fn namespaces_made_after_the_start() -> anyhow::Result<()> {
-    let said = run("slave")?;
+    let said = run("slave", "")?;
     println!("{said}");
     for line in [
         format!("bounding {CAPABILITIES}"),
@@ -91,7 +91,7 @@ fn namespaces_made_after_the_start() -> anyhow::Result<()> {
 /// unit must not ask for private mounts, and it does not.
 #[test]
 fn private_mounts_would_not_do() -> anyhow::Result<()> {
-    let said = run("private")?;
+    let said = run("private", "")?;
     for name in ["by-ip", "by-bind"] {
         let failed = said
             .lines()
@@ -105,8 +105,25 @@ fn private_mounts_would_not_do() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the script says when mounts of the host reach the unit by `propagation`.
-fn run(propagation: &str) -> anyhow::Result<String> {
+/// A runtime that names namespaces by a process of the pod needs CAP_SYS_PTRACE in the unit, as
+/// docs/operations.md says: without it ADD fails with the code for namespaces, with it it succeeds.
+#[test]
+fn namespaces_named_by_a_process() -> anyhow::Result<()> {
+    for (more, expected) in [("", "\"code\":8"), (",+sys_ptrace", "by-process ADD ok")] {
+        let said = run("slave", more)?;
+        let added = said.lines().find(|line| line.starts_with("by-process ADD"));
+        let added = added.with_context(|| said.clone())?;
+        ensure!(added.contains(expected), "{more:?}: {added}");
+        ensure!(said.contains("by-process DEL ok"), "{said}");
+    }
+    let document = fs::read_to_string(workspace().join("docs/operations.md"))?;
+    assert!(document.contains("add `CAP_SYS_PTRACE`"));
+    Ok(())
+}
+
+/// What the script says when mounts of the host reach the unit by `propagation` and it has the
+/// capabilities that it asks for and `more`.
+fn run(propagation: &str, more: &str) -> anyhow::Result<String> {
     let stage = Stage::enter()?;
     let folder = tempfile::tempdir()?;
     let unit = unit()?;
@@ -141,7 +158,7 @@ fn run(propagation: &str) -> anyhow::Result<String> {
         .arg(workspace().join(SCRIPT))
         .arg(stage.program(""))
         .arg(folder.path())
-        .args([propagation, &capabilities.join(",")])
+        .args([propagation, &(capabilities.join(",") + more)])
         .args(start.split_whitespace());
     let answer = command::run(sandbox, b"", LIMIT)?;
     let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();

@@ -58,7 +58,7 @@ sed -n 's/^CapBnd:\t/bounding /p; s/^CapEff:\t/effective /p; s/^NoNewPrivs:\t/no
 if nsenter --target "$daemon" --mount touch /etc/unit-wrote 2> "$dir/touch"; then echo "the unit wrote below /etc"; fi
 
 call() {
-    CNI_COMMAND=$1 CNI_PATH=$bin CNI_CONTAINERID=$2 CNI_NETNS=/run/netns/$2 CNI_IFNAME=eth0 "$bin/fabric-cni" <<< \
+    CNI_COMMAND=$1 CNI_PATH=$bin CNI_CONTAINERID=$2 CNI_NETNS=${3-/run/netns/$2} CNI_IFNAME=eth0 "$bin/fabric-cni" <<< \
         "{\"cniVersion\":\"1.1.0\",\"name\":\"fabric\",\"type\":\"fabric-cni\",\"stateDir\":\"$dir/state\"}"
 }
 pinned() { grep -c "/run/netns/$1 " "/proc/$daemon/mountinfo" || true; }
@@ -82,6 +82,18 @@ for name in by-ip by-bind; do
     echo "$name mounts left in the unit $(pinned "$name")"
     call DEL "$name" && echo "$name DEL ok"
 done
+
+# As a runtime does that names a namespace by a process of the pod.
+unshare --net sleep 60 &
+pod=$!
+until [ "$(readlink "/proc/$pod/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+if call ADD by-process "/proc/$pod/ns/net" > "$dir/answer"; then
+    echo "by-process ADD ok"
+else
+    echo "by-process ADD $(cat "$dir/answer")"
+fi
+call DEL by-process "/proc/$pod/ns/net" && echo "by-process DEL ok"
+kill "$pod"
 "$bin/fabric" pods 2>&1
 kill "$daemon"
 wait "$daemon" && echo "the unit ended well"

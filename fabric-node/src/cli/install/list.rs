@@ -177,6 +177,20 @@ impl Wanted {
     }
 }
 
+/// Whether a list can have this name: one that is a file's, and that does not hide.
+pub(super) fn is_file_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    !bytes.is_empty()
+        && !name.starts_with('.')
+        && bytes.len() <= LIST_NAME_BYTES_MAX
+        && !bytes.contains(&b'/')
+        && !name.chars().any(char::is_control)
+}
+
+/// Longest name of a list (bytes): NAME_MAX of `linux/limits.h` is 255, and there must be room for the
+/// rest of the name under which it is written.
+const LIST_NAME_BYTES_MAX: usize = 200;
+
 /// What a runtime gives our plugin on stdin when it asks for STATUS with this list.
 ///
 /// # Errors
@@ -314,5 +328,16 @@ mod tests {
             assert!(Wanted::new(Some(Path::new(socket)), None).is_err());
         }
         assert!(Wanted::new(None, Some(Path::new("relative"))).is_err());
+    }
+
+    /// Names that lead elsewhere or hide are no names of lists.
+    #[test]
+    fn names() {
+        for name in ["10-fabric", "a", "x.y"] {
+            assert!(is_file_name(name), "{name:?}");
+        }
+        for name in ["", ".", "..", ".x", "a/b", "a\n", &"x".repeat(201)] {
+            assert!(!is_file_name(name), "{name:?}");
+        }
     }
 }

@@ -19,8 +19,8 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use self::{
-    folder::{Changes, Folder, is_file_name},
-    list::{Decision, Wanted},
+    folder::{Changes, Folder},
+    list::{Decision, Wanted, is_file_name},
     programs::{PLUGIN_BYTES_MAX, Program},
     report::{Action, Report},
 };
@@ -40,6 +40,7 @@ mod folder;
 mod list;
 mod programs;
 mod report;
+mod trust;
 mod uninstall;
 
 pub use self::{

@@ -3,6 +3,7 @@
 //! Nothing here touches the file system, the network or the process environment.
 
 mod config;
+mod well_formed;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 

@@ -8,7 +8,7 @@ use std::{
 use fabric_proto::cni::{AttachmentKey, code};
 use serde_json::{Map, Value};
 
-use super::{NAME_RULE, is_name};
+use super::{NAME_RULE, is_name, well_formed};
 use crate::{error::CniError, version::CniVersion};
 
 /// Where the daemon listens unless the configuration says otherwise.
@@ -191,6 +191,7 @@ impl PrevResult {
             Some(dns @ Value::Object(_)) => Some(dns.clone()),
             Some(_) => return Err(broken("dns is not an object".into())),
         };
+        well_formed::check(object).map_err(broken)?;
         Ok(Self {
             interfaces: list("interfaces")?,
             ips: list("ips")?,

@@ -39,12 +39,26 @@ impl Target for NodeConfig {
             Err(error) => return Err(format!("an error that names no file: {error}")),
         };
         let tunnel = &config.tunnel;
-        let times = [tunnel.idle_timeout_ms, tunnel.keep_alive_ms, tunnel.reconnect_max_ms];
-        if !times.iter().all(|time| (1..=DURATION_MS_MAX).contains(time)) {
+        let times = [
+            tunnel.idle_timeout_ms,
+            tunnel.keep_alive_ms,
+            tunnel.reconnect_max_ms,
+        ];
+        if !times
+            .iter()
+            .all(|time| (1..=DURATION_MS_MAX).contains(time))
+        {
             return Err(format!("times {times:?} were accepted"));
         }
-        if !config.dataplane.workers.is_none_or(|count| (1..=WORKERS_MAX).contains(&count)) {
-            return Err(format!("{:?} workers were accepted", config.dataplane.workers));
+        if !config
+            .dataplane
+            .workers
+            .is_none_or(|count| (1..=WORKERS_MAX).contains(&count))
+        {
+            return Err(format!(
+                "{:?} workers were accepted",
+                config.dataplane.workers
+            ));
         }
         let sockets = [&config.cni.socket, &config.admin.socket];
         let is_usable = |path: &&std::path::PathBuf| {
@@ -61,7 +75,7 @@ impl Target for NodeConfig {
     }
 
     fn per_mille(&self) -> u64 {
-        20
+        5
     }
 }
 

@@ -53,11 +53,19 @@ impl Target for Nodes {
         }
         for (at, range) in ranges.iter().enumerate() {
             let others = &ranges[..at];
-            if others.iter().any(|other| range.contains(other) || other.contains(range)) {
+            if others
+                .iter()
+                .any(|other| range.contains(other) || other.contains(range))
+            {
                 return Err(format!("{range} overlaps another"));
             }
         }
-        Ok(if state.nodes.len() > 1 { "nodes" } else { "node" }.into())
+        Ok(if state.nodes.len() > 1 {
+            "nodes"
+        } else {
+            "node"
+        }
+        .into())
     }
 
     fn expected(&self) -> &'static [&'static str] {
@@ -65,7 +73,7 @@ impl Target for Nodes {
     }
 
     fn per_mille(&self) -> u64 {
-        20
+        5
     }
 }
 

@@ -54,9 +54,13 @@ impl Target for Packets {
         let mut packet = packet.to_vec();
         let vnet = VnetHeader::decode(*header);
         let offload = vnet.offload_of_local(&mut packet, &headers);
-        checksum::verify(&packet, &headers);
+        let _ = checksum::verify(&packet, &headers);
         answers(&packet, &headers)?;
-        pieces(&packet, &headers, u16::from_be_bytes([header[4], header[5]]))?;
+        pieces(
+            &packet,
+            &headers,
+            u16::from_be_bytes([header[4], header[5]]),
+        )?;
         joined(&packet, &headers)?;
         hop(&mut packet, &headers)?;
         Ok(match offload {
@@ -154,7 +158,9 @@ fn joined(packet: &[u8], headers: &Headers) -> Result<(), String> {
     let mut coalescer = Coalescer::default();
     let mut bytes = 0;
     for _ in 0..2 {
-        coalescer.push(packet, headers, &mut |piece: &mut [u8], _| bytes += piece.len());
+        coalescer.push(packet, headers, &mut |piece: &mut [u8], _| {
+            bytes += piece.len()
+        });
     }
     coalescer.flush(&mut |piece: &mut [u8], _| bytes += piece.len());
     if bytes >= headers.packet_len as usize {

@@ -5,6 +5,7 @@ use std::io;
 use fabric_cni::{CniError, Decision, Environment, VARIABLES, conclude, decide};
 use fabric_core::testing::packets::Generator;
 use fabric_proto::cni::code;
+use serde_json::Value;
 
 use crate::fuzz::{
     Outcome, Target,
@@ -91,11 +92,19 @@ fn decided(call: &Call, words: &Words, stderr: &str) -> Result<Outcome, String> 
     match words {
         Words::Silence if verb.is_empty() && stderr.contains("CNI") => Ok("about".into()),
         Words::Versions if verb == b"VERSION" => Ok("VERSION".into()),
+        // Without a list there is nothing to free, and nobody to ask.
+        Words::Silence if verb == b"GC" && !lists_attachments(call) => Ok("GC of nothing".into()),
         Words::Error(code) => Ok(format!("refused {code}").into()),
         Words::Silence | Words::Versions | Words::Result(..) => {
             Err(format!("it said {words:?} and asked nobody"))
         }
     }
+}
+
+fn lists_attachments(call: &Call) -> bool {
+    let config: Value = serde_json::from_slice(&call.stdin).unwrap_or_default();
+    let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    keys.iter().any(|key| config.get(*key).is_some())
 }
 
 /// Codes that a daemon has no use for are one outcome.

@@ -76,7 +76,7 @@ impl Target for Records {
     }
 
     fn per_mille(&self) -> u64 {
-        10
+        2
     }
 }
 

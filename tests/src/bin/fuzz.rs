@@ -125,7 +125,10 @@ fn plugin(args: &Args) -> anyhow::Result<PathBuf> {
     let folder = own.parent().context("this program is in no folder")?;
     let plugin = args.plugin.clone();
     let plugin = plugin.unwrap_or_else(|| folder.join("fabric-cni"));
-    ensure!(plugin.exists(), "there is no plugin {plugin:?}: build fabric-cni");
+    ensure!(
+        plugin.exists(),
+        "there is no plugin {plugin:?}: build fabric-cni"
+    );
     Ok(plugin)
 }
 

@@ -158,7 +158,10 @@ impl Call {
 
 /// Changes a list of `NAME=VALUE` pairs in one place.
 fn change_arguments(random: &mut Generator, value: &mut Vec<u8>) {
-    let mut pairs: Vec<Vec<u8>> = value.split(|byte| *byte == b';').map(<[u8]>::to_vec).collect();
+    let mut pairs: Vec<Vec<u8>> = value
+        .split(|byte| *byte == b';')
+        .map(<[u8]>::to_vec)
+        .collect();
     let at = random.below(pairs.len());
     match random.below(4) {
         0 => drop(pairs.remove(at)),
@@ -320,7 +323,13 @@ const CONFIG_WORDS: Words = Words {
 /// What the daemon's answer is made of.
 const ANSWER_WORDS: Words = Words {
     keys: &[
-        "outcome", "mtu", "addresses", "code", "msg", "details", "extra",
+        "outcome",
+        "mtu",
+        "addresses",
+        "code",
+        "msg",
+        "details",
+        "extra",
     ],
     values: &[
         "\"attached\"",

@@ -140,12 +140,7 @@ impl Campaign {
         }
     }
 
-    fn report(
-        &self,
-        target: &dyn Target,
-        tally: Tally,
-        time: Duration,
-    ) -> anyhow::Result<Report> {
+    fn report(&self, target: &dyn Target, tally: Tally, time: Duration) -> anyhow::Result<Report> {
         let outcomes = into_inner(tally.outcomes);
         let found = into_inner(tally.findings);
         let mut findings = Vec::new();
@@ -202,11 +197,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn count(
-        &self,
-        ran: Result<Outcome, String>,
-        input: impl FnOnce() -> (String, Vec<u8>),
-    ) {
+    fn count(&self, ran: Result<Outcome, String>, input: impl FnOnce() -> (String, Vec<u8>)) {
         match ran {
             Ok(outcome) => self.add(BTreeMap::from([(outcome, 1)])),
             Err(reason) => {

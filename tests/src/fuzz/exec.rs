@@ -6,5 +6,15 @@
 
 pub const NAME: &str = "exec";
 use super::campaign::Report;
-pub struct Execs { pub seed: u64, pub calls: u64, pub threads: usize, pub plugin: std::path::PathBuf, pub findings: std::path::PathBuf }
-impl Execs { pub fn run(&self) -> anyhow::Result<Report> { anyhow::bail!("none") } }
+pub struct Execs {
+    pub seed: u64,
+    pub calls: u64,
+    pub threads: usize,
+    pub plugin: std::path::PathBuf,
+    pub findings: std::path::PathBuf,
+}
+impl Execs {
+    pub fn run(&self) -> anyhow::Result<Report> {
+        anyhow::bail!("none")
+    }
+}

@@ -147,7 +147,9 @@ fn check_dns(dns: &Value) -> Result<(), String> {
     };
     let lists = ["nameservers", "search", "options"];
     if lists.iter().filter_map(|key| dns.get(*key)).all(is_texts)
-        && dns.get("domain").is_none_or(|domain| domain.is_null() || domain.is_string())
+        && dns
+            .get("domain")
+            .is_none_or(|domain| domain.is_null() || domain.is_string())
     {
         Ok(())
     } else {
@@ -206,7 +208,11 @@ pub fn check_attached(
         interface["mtu"] = attached.mtu.into();
     }
     let ips = attached.addresses.iter().map(|address| {
-        let (bits, family) = if address.is_ipv4() { (32, "4") } else { (128, "6") };
+        let (bits, family) = if address.is_ipv4() {
+            (32, "4")
+        } else {
+            (128, "6")
+        };
         let mut ip = serde_json::json!({
             "address": format!("{address}/{bits}"),
             "interface": index,
@@ -217,7 +223,11 @@ pub fn check_attached(
         ip
     });
     let routes = attached.addresses.iter().map(|address| {
-        let default = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let default = if address.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
         serde_json::json!({ "dst": default })
     });
     for (key, ours) in [
@@ -259,7 +269,9 @@ pub fn check_concluded(
         (Some(Response::Attached(_)), Words::Error(_)) if !is_add => Ok(()),
         (Some(Response::Done), Words::Error(_)) if is_add => Ok(()),
         (None, Words::Error(_)) => Ok(()),
-        _ => Err(format!("the daemon said {response:?}, the plugin {words:?}")),
+        _ => Err(format!(
+            "the daemon said {response:?}, the plugin {words:?}"
+        )),
     }
 }
 
@@ -277,8 +289,14 @@ pub fn check_accepted(call: &Call) -> Result<(), String> {
     };
     let verb = variable("CNI_COMMAND")?.ok_or("there is no CNI_COMMAND")?;
     let (needed, least): (&[&str], &str) = match verb {
-        "ADD" => (&["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"], "0.3.1"),
-        "CHECK" => (&["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"], "0.4.0"),
+        "ADD" => (
+            &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"],
+            "0.3.1",
+        ),
+        "CHECK" => (
+            &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"],
+            "0.4.0",
+        ),
         "DEL" => (&["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"], "0.3.1"),
         "GC" | "STATUS" => (&["CNI_PATH"], "1.1.0"),
         other => return Err(format!("CNI_COMMAND {other:?} was accepted")),
@@ -301,7 +319,9 @@ pub fn check_accepted(call: &Call) -> Result<(), String> {
         let ifname = variable("CNI_IFNAME")?.unwrap_or_default();
         let is_wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
         if !is_name(id) || ifname.len() > 15 || [".", ".."].contains(&ifname) {
-            return Err(format!("container {id:?} or interface {ifname:?} was accepted"));
+            return Err(format!(
+                "container {id:?} or interface {ifname:?} was accepted"
+            ));
         }
         if ifname.contains(is_wrong) {
             return Err(format!("interface {ifname:?} was accepted"));
@@ -314,5 +334,7 @@ pub fn check_accepted(call: &Call) -> Result<(), String> {
 fn is_name(name: &str) -> bool {
     let is_alphanumeric = |c: char| c.is_ascii_alphanumeric();
     name.starts_with(is_alphanumeric)
-        && name.chars().all(|c| is_alphanumeric(c) || "_.-".contains(c))
+        && name
+            .chars()
+            .all(|c| is_alphanumeric(c) || "_.-".contains(c))
 }

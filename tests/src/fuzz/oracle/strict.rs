@@ -93,6 +93,9 @@ mod tests {
         assert!(parse(br#"[{"b":{"a":1,"a":2}}]"#).is_err());
         assert!(parse(br#"{} {}"#).is_err());
         let text = br#"{"a":[1,-2,0.5,null,true,"x"],"b":{"a":{}}}"#;
-        assert_eq!(parse(text), serde_json::from_slice(text).map_err(|error| error.to_string()));
+        assert_eq!(
+            parse(text),
+            serde_json::from_slice(text).map_err(|error| error.to_string())
+        );
     }
 }

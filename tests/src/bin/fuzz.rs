@@ -9,7 +9,9 @@ use clap::Parser;
 use fabric_tests::fuzz::{
     Target,
     campaign::{Campaign, Report, attempt},
-    corpus, exec, targets,
+    corpus,
+    exec::{self, sandbox},
+    targets,
 };
 
 /// Most memory that this process may ever have had (KiB), all inputs and findings included.
@@ -46,6 +48,9 @@ struct Args {
     /// The plugin [default: built with this program]
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
+    /// This process is in the sandbox for calls of the real plugin
+    #[arg(long, hide = true)]
+    inside: bool,
 }
 
 fn main() -> ExitCode {
@@ -61,6 +66,9 @@ fn main() -> ExitCode {
 
 /// Whether everything was borne.
 fn run(args: &Args) -> anyhow::Result<bool> {
+    if args.inside {
+        return run_inside(args);
+    }
     let mut chosen = targets::all();
     if let Some(name) = &args.target {
         chosen.retain(|target| target.name() == name);
@@ -87,16 +95,13 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         print(&mut out, &report, args.seed)?;
     }
     if args.execs > 0 && args.target.as_ref().is_none_or(|name| name == exec::NAME) {
-        let report = exec::Execs {
-            seed: args.seed,
-            calls: args.execs,
-            threads: threads(),
-            plugin: plugin(args)?,
-            findings: args.findings.clone(),
-        }
-        .run()?;
-        is_clean &= report.is_clean();
-        print(&mut out, &report, args.seed)?;
+        out.flush()?;
+        let arguments = [
+            "--inside".to_owned(),
+            format!("--execs={}", args.execs),
+            format!("--seed={}", args.seed),
+        ];
+        is_clean &= sandbox::enter(&plugin(args)?, &args.findings, &arguments)?.success();
     }
     let resident = resident_kib()?;
     writeln!(out, "largest resident set: {} MiB", resident / 1024)?;
@@ -104,6 +109,21 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         bail!("that is more than {} MiB", RESIDENT_KIB_MAX / 1024);
     }
     Ok(is_clean)
+}
+
+/// Calls of the real plugin.
+fn run_inside(args: &Args) -> anyhow::Result<bool> {
+    let (plugin, findings) = sandbox::inside();
+    let report = exec::Execs {
+        seed: args.seed,
+        calls: args.execs,
+        threads: threads(),
+        plugin,
+        findings,
+    }
+    .run()?;
+    print(&mut std::io::stdout(), &report, args.seed)?;
+    Ok(report.is_clean())
 }
 
 fn campaign(args: &Args, target: &dyn Target) -> Campaign {

@@ -216,7 +216,7 @@ const NAMES: [&str; 9] = [
     STDIN_BROKEN,
 ];
 
-const VALUES: [&str; 24] = [
+const VALUES: [&str; 26] = [
     "",
     "c1",
     "eth0",
@@ -234,6 +234,8 @@ const VALUES: [&str; 24] = [
     "\n",
     "\0",
     "/run/netns/no-such-namespace",
+    "/proc/self/ns/net",
+    "/dev/null",
     "relative/path",
     "1",
     "true",

@@ -90,6 +90,13 @@ impl Campaign {
     /// There is no corpus, or a finding cannot be written.
     pub fn run(&self, target: &dyn Target) -> anyhow::Result<Report> {
         watch_panics();
+        // What a target keeps per thread goes away with a thread, but not with the main one.
+        let run = || self.run_here(target);
+        thread::scope(|scope| scope.spawn(run).join())
+            .unwrap_or_else(|_| anyhow::bail!("the campaign panicked"))
+    }
+
+    fn run_here(&self, target: &dyn Target) -> anyhow::Result<Report> {
         let named = corpus::read(target.name())?;
         let begin = Instant::now();
         let tally = Tally::default();

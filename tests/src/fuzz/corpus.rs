@@ -9,10 +9,16 @@ use crate::stage::workspace;
 /// Largest file of the corpus (bytes): it is in the repository.
 const CORPUS_FILE_BYTES_MAX: usize = 16 * 1024;
 
+/// The folder of all targets.
+#[must_use]
+pub fn root() -> PathBuf {
+    workspace().join("tests/fuzz/corpus")
+}
+
 /// The folder of a target.
 #[must_use]
 pub fn folder(target: &str) -> PathBuf {
-    workspace().join("tests/fuzz/corpus").join(target)
+    root().join(target)
 }
 
 /// All inputs of a target with the names of their files.

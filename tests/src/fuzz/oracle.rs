@@ -338,3 +338,67 @@ fn is_name(name: &str) -> bool {
             .chars()
             .all(|c| is_alphanumeric(c) || "_.-".contains(c))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESULT: &str = r#"{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","sandbox":"/n"}],"ips":[{"address":"10.0.0.5/32","interface":0}]}"#;
+
+    /// The three things that a plugin may say are told apart by what they hold and by the status.
+    #[test]
+    fn words_of_a_plugin() {
+        let error = br#"{"cniVersion":"0.4.0","code":7,"msg":"m"}
+"#;
+        assert_eq!(words(error, 1), Ok(Words::Error(7)));
+        assert_eq!(words(b"", 0), Ok(Words::Silence));
+        let versions =
+            br#"{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}
+"#;
+        assert_eq!(words(versions, 0), Ok(Words::Versions));
+        let result = words(format!("{RESULT}\n").as_bytes(), 0);
+        assert!(
+            matches!(result, Ok(Words::Result("1.1.0", _))),
+            "{result:?}"
+        );
+    }
+
+    /// What the specification does not allow is found: no word, more than a line, no JSON, a status
+    /// that says something else, parts that no runtime can read.
+    #[test]
+    fn faults_are_found() {
+        let of = |from: &str, to: &str| format!("{}\n", RESULT.replace(from, to));
+        for (stdout, status) in [
+            (String::new(), 1),
+            (RESULT.into(), 0),
+            (format!("{RESULT}\n\n"), 0),
+            (format!("{RESULT}\n"), 1),
+            ("{}\n".into(), 0),
+            ("[]\n".into(), 0),
+            ("not JSON\n".into(), 1),
+            (of("1.1.0", "1.2.0"), 0),
+            (of("\"name\":\"eth0\",", ""), 0),
+            (of("\"/n\"", "5"), 0),
+            (of("10.0.0.5/32", "10.0.0.5"), 0),
+            (of("\"interface\":0", "\"interface\":1"), 0),
+            (of("\"interface\":0", "\"gateway\":\"x\""), 0),
+            (of("\"ips\"", "\"ips\":[],\"ips\""), 0),
+            (
+                "{\"cniVersion\":\"1.0.0\",\"code\":7,\"msg\":\"m\"}\n".into(),
+                0,
+            ),
+            ("{\"cniVersion\":\"1.0.0\",\"code\":7}\n".into(), 1),
+            (
+                "{\"cniVersion\":\"1.0.0\",\"code\":-7,\"msg\":\"m\"}\n".into(),
+                1,
+            ),
+            (
+                "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.1.0\"]}\n".into(),
+                0,
+            ),
+        ] {
+            let judged = words(stdout.as_bytes(), status);
+            assert!(judged.is_err(), "{judged:?} of {stdout}");
+        }
+    }
+}

@@ -128,6 +128,7 @@ bench-fair: build ## Shares of four pods that send at once, and a ping beside th
 fuzz: build ## 10 million made-up inputs for the plugin, more for other parsers, 20,000 real calls; needs root
 	$(CARGO) build $(LOCKED) --profile fuzz -p fabric-tests --bin fuzz
 	$(TARGET_DIR)/fuzz/fuzz --plugin $(FABRIC_BIN_DIR)/fabric-cni $(FUZZ_ARGS)
+	FABRIC_FUZZ_FRAMES=1000000 $(CARGO) test $(LOCKED) -p fabric-node --lib any_frame_is_borne
 
 soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an hour; needs root
 	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair

@@ -54,17 +54,16 @@ impl Target for Frames {
         let Some(body) = body.get(..length) else {
             return Ok("half a frame".into());
         };
-        let readers: [(&str, fn(&[u8]) -> Result<bool, String>); 3] = [
-            ("request", again::<Request>),
-            ("response", again::<Response>),
-            ("kept DEL", again::<PendingDelete>),
-        ];
-        for (name, reader) in readers {
-            if reader(body)? {
-                return Ok(name.into());
-            }
+        Ok(if again::<Request>(body)? {
+            "request"
+        } else if again::<Response>(body)? {
+            "response"
+        } else if again::<PendingDelete>(body)? {
+            "kept DEL"
+        } else {
+            "no message"
         }
-        Ok("no message".into())
+        .into())
     }
 
     fn expected(&self) -> &'static [&'static str] {

@@ -167,7 +167,7 @@ fn check_address(holder: &Value, key: &str) -> Result<(), String> {
 
 fn list<'a>(result: &'a Map<String, Value>, key: &str) -> Result<&'a [Value], String> {
     match result.get(key) {
-        None => Ok(&[]),
+        None | Some(Value::Null) => Ok(&[]),
         Some(Value::Array(entries)) if entries.iter().all(Value::is_object) => Ok(entries),
         Some(_) => Err(format!("{key} is no list of objects")),
     }

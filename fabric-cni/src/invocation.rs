@@ -6,6 +6,7 @@ mod arguments;
 mod config;
 mod names;
 mod prev_result;
+mod well_formed;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 

@@ -6,6 +6,7 @@
 pub mod account;
 pub mod churn;
 pub mod eventually;
+pub mod fuzz;
 pub mod gotools;
 pub mod impair;
 pub mod installer;

@@ -101,7 +101,12 @@ pub fn workspace() -> &'static Path {
     crate_dir.parent().unwrap_or(crate_dir)
 }
 
-fn bin_dir() -> anyhow::Result<PathBuf> {
+/// The folder of the programs under test.
+///
+/// # Errors
+///
+/// One of them is missing.
+pub fn bin_dir() -> anyhow::Result<PathBuf> {
     let dir = match env::var_os(BIN_DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => workspace().join("target/release"),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use fabric_proto::cni::code;
 use serde_json::{Map, Value};
 
+use super::well_formed;
 use crate::error::CniError;
 
 /// The result of the plugins before this one, kept as it came: what this plugin does not know
@@ -13,8 +14,7 @@ use crate::error::CniError;
 pub(crate) struct PrevResult(Map<String, Value>);
 
 impl PrevResult {
-    /// Checks as much as a reader of results relies on: lists of objects, with addresses where
-    /// addresses belong.
+    /// Checks that it is a result: a runtime must be able to read what comes of it.
     pub(super) fn parse(value: &Value) -> Result<Self, CniError> {
         let Value::Object(object) = value else {
             return Err(broken("not an object"));
@@ -32,21 +32,8 @@ impl PrevResult {
         ) {
             return Err(broken("dns is not an object"));
         }
-        let prev_result = Self(object.clone());
-        for interface in prev_result.list("interfaces") {
-            if !matches!(interface.get("name"), None | Some(Value::String(_))) {
-                return Err(broken(format!(
-                    "interfaces: the name in {interface} is not a string"
-                )));
-            }
-        }
-        for (key, part) in [("ips", "address"), ("routes", "dst")] {
-            for entry in prev_result.list(key) {
-                address_in(entry, part)
-                    .ok_or_else(|| broken(format!("{key}: {entry} has no {part}")))?;
-            }
-        }
-        Ok(prev_result)
+        well_formed::check(object).map_err(broken)?;
+        Ok(Self(object.clone()))
     }
 
     /// Everything, to be written into a result.

@@ -1,4 +1,10 @@
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm
+)]
+
+mod hostile;
 
 use std::sync::{Barrier, Condvar, Mutex};
 

@@ -6,6 +6,7 @@
 
 pub(in crate::cni) mod fake;
 mod kernel;
+mod paths;
 mod pending;
 mod strays;
 mod vandals;

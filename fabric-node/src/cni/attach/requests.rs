@@ -11,7 +11,7 @@ use std::{
 use fabric_proto::cni::AttachmentKey;
 use tracing::info;
 
-use super::{AttachError, Attacher, Entry, Where, lock};
+use super::{AttachError, Attacher, Entry, Turn, Where, lock};
 use crate::cni::{
     links::{InterfaceState, Links},
     store::State,
@@ -139,7 +139,9 @@ impl<L: Links> Attacher<L> {
             .collect();
         let (mut freed, mut failures) = (0, Vec::new());
         for key in candidates {
-            match self.free_if_gone(&key) {
+            // An ADD that has sent its result may still be noting that.
+            let claim = self.keys.claim(key.clone());
+            match self.free_if_gone(&claim.turn()) {
                 Ok(true) => freed += 1,
                 Ok(false) => {}
                 Err(error) => failures.push(format!("{}: {error}", key.container_id)),
@@ -187,12 +189,8 @@ impl<L: Links> Attacher<L> {
             .map_err(|error| not_ready(error.to_string()))
     }
 
-    pub(super) fn free_if_gone(&self, key: &AttachmentKey) -> Result<bool, AttachError> {
-        let claim = self.keys.claim(key.clone());
-        // Whoever is busy with the attachment knows better what becomes of it.
-        let Some(turn) = claim.try_turn() else {
-            return Ok(false);
-        };
+    pub(super) fn free_if_gone(&self, turn: &Turn<'_>) -> Result<bool, AttachError> {
+        let key = turn.key();
         let Some(entry) = self.entry(key) else {
             return Ok(false);
         };
@@ -201,7 +199,7 @@ impl<L: Links> Attacher<L> {
             Where::Gone
         );
         if gone {
-            self.detach(&turn)?;
+            self.detach(turn)?;
             info!(
                 container = key.container_id,
                 netns = %entry.record.netns.display(),

@@ -212,3 +212,24 @@ fn addresses_asked_for() {
     rested.fetch_add(ADDRESS_COOLDOWN_S, Ordering::SeqCst);
     ask("c2", OTHER, &wanted).unwrap();
 }
+
+/// GC waits for whoever is busy with an attachment, an ADD that notes that it was answered for one,
+/// and does not pass it over.
+#[test]
+fn gc_waits_its_turn() {
+    let (state, world) = start();
+    let attacher = world.attacher(state.path());
+    add_answered(&attacher, "dead", OTHER);
+    world.remove_namespace(OTHER);
+    let claim = attacher.keys.claim(key("dead"));
+    let (turn, asked) = (claim.turn(), Barrier::new(2));
+    thread::scope(|scope| {
+        let collecting = scope.spawn(|| {
+            asked.wait();
+            attacher.gc("fabric", &[])
+        });
+        asked.wait();
+        drop(turn);
+        assert_eq!(collecting.join().unwrap().unwrap(), 1);
+    });
+}

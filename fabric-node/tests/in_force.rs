@@ -26,7 +26,7 @@ use fabric_node::{
     sys::{
         netlink::{LinkSettings, Netlink},
         netns::Netns,
-        tun::TunOffloads,
+        tun::{Tun, TunError, TunOffloads},
     },
     tunnel::{
         endpoint::EndpointContext,
@@ -157,6 +157,25 @@ fn an_expired_certificate_is_a_problem() {
         assert!(reason.contains("certificate expired at 2"), "{reason}");
         assert_eq!(node.problems(), [reason]);
         node.dataplane().shut_down();
+    });
+}
+
+/// While no daemon runs, nobody without CAP_NET_ADMIN can attach to fabric0, whatever the mode of
+/// /dev/net/tun.
+#[test]
+fn the_host_device_is_for_nobody_else() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    in_a_namespace(|| {
+        drop(host::open(TunOffloads::ALL).unwrap());
+        drop(host::open(TunOffloads::ALL).expect("the daemon itself can"));
+        let nothing = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, nothing).unwrap();
+        let error = Tun::open(HOST_DEVICE, TunOffloads::ALL).unwrap_err();
+        assert!(matches!(error, TunError::NotCapable { .. }), "{error}");
     });
 }
 

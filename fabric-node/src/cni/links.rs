@@ -168,12 +168,6 @@ pub trait Links: Send + Sync + 'static {
     fn delete(&self, namespace: &Self::Namespace, plan: &InterfacePlan) -> Result<(), LinkError>;
 }
 
-/// User that TUN devices of pods belong to. No process has it: it is beyond what distributions and
-/// container runtimes give out, and cannot be had in a user namespace that does not map it. So nobody
-/// without `CAP_NET_ADMIN` over the pod's network namespace can attach to the device while the daemon
-/// is down, and the device tells whose it is.
-pub const DEVICE_USER: u32 = 0xfab2_1c00;
-
 /// The kernel.
 #[derive(Clone, Debug)]
 pub struct KernelLinks {
@@ -189,27 +183,18 @@ impl KernelLinks {
     ///
     /// The daemon's own namespace cannot be examined.
     pub fn new(offloads: TunOffloads, roots: NetnsRoots) -> Result<Self, LinkError> {
-        let own = Netns::current()?.identity();
-        // The group tells daemons of one machine apart, each in a namespace of its own: its inode
-        // number, which is the same after a restart, and beyond all groups that are given out.
-        let group = u32::try_from(own.ino).unwrap_or(DEVICE_USER);
+        let home = Netns::current()?.identity();
         Ok(Self {
             offloads,
             roots,
-            owner: TunOwner {
-                user: DEVICE_USER,
-                group,
-            },
+            owner: TunOwner::of_daemon_in(home),
         })
     }
 
     /// Makes `tun` a pod's device: for nobody else, with addresses and routes, and there to stay.
     fn finish(&self, tun: Tun, plan: &InterfacePlan) -> Result<Tun, LinkError> {
-        match tun.set_owner(self.owner) {
-            // In a user namespace that does not have the ids: all its processes are one user's.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
-            done => done.map_err(failed("set the owner of the device"))?,
-        }
+        tun.set_owner(self.owner)
+            .map_err(failed("set the owner of the device"))?;
         configure(plan)?;
         // Last, so that every failure above takes a new device with it.
         tun.set_persistent(true)
@@ -315,7 +300,9 @@ enum Which {
 fn remove(plan: &InterfacePlan, which: Which) -> Result<(), LinkError> {
     let netlink = Netlink::connect()?;
     for tun in netlink.tuns()? {
-        let is_ours = tun.owner.is_some_and(|owner| owner.user == DEVICE_USER);
+        let is_ours = tun
+            .owner
+            .is_some_and(|owner| owner.user == TunOwner::FABRIC_USER);
         let goes = if tun.link.name == plan.ifname {
             // Where devices cannot be given an owner, the name and the kind must do.
             which == Which::All && (is_ours || tun.owner.is_none())

@@ -18,6 +18,8 @@ use rustix::{
 use thiserror::Error;
 use tun::AbstractDevice;
 
+use super::netns::NetnsId;
+
 /// Largest packet one read can return (bytes): an IPv6 header and the largest payload its length
 /// field can name (RFC 8200 section 3). A shorter buffer would cut super-packets.
 pub const READ_BYTES_MAX: usize = 40 + 65_535;
@@ -103,6 +105,23 @@ pub struct TunOwner {
     pub user: u32,
     /// Group id.
     pub group: u32,
+}
+
+impl TunOwner {
+    /// User of fabric's devices. No process has it: it is beyond what distributions and container
+    /// runtimes give out, and cannot be had in a user namespace that does not map it.
+    pub const FABRIC_USER: u32 = 0xfab2_1c00;
+
+    /// Owner of the devices that the daemon in `home` makes. The group tells daemons of one machine
+    /// apart, each in a network namespace of its own: it is the namespace's inode number, the same
+    /// after a restart, and beyond all groups that are given out.
+    #[must_use]
+    pub fn of_daemon_in(home: NetnsId) -> Self {
+        Self {
+            user: Self::FABRIC_USER,
+            group: u32::try_from(home.ino).unwrap_or(Self::FABRIC_USER),
+        }
+    }
 }
 
 /// Why a device could not be opened.
@@ -285,22 +304,25 @@ impl Tun {
         Ok(unsafe { ioctl(&self.fd, request) }?)
     }
 
-    /// Says who may attach to the device while this process does not hold it.
+    /// Says who may attach to the device while this process does not hold it. In a user namespace that
+    /// does not have the ids the device stays without: there all processes are one user's.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` where an id does not exist in the calling process's user namespace, and what
-    /// else the kernel says.
+    /// What the kernel said.
     pub fn set_owner(&self, owner: TunOwner) -> io::Result<()> {
         // SAFETY: TUNSETOWNER takes a user id in place of a pointer (tun(4)).
         let user = unsafe { IntegerSetter::<TUNSETOWNER>::new_usize(owner.user as usize) };
         // SAFETY: TUNSETGROUP takes a group id in place of a pointer (tun(4)).
         let group = unsafe { IntegerSetter::<TUNSETGROUP>::new_usize(owner.group as usize) };
         // SAFETY: the descriptor is a TUN device and the request passes no memory.
-        unsafe { ioctl(&self.fd, user) }?;
+        let set_user = || unsafe { ioctl(&self.fd, user) };
         // SAFETY: as above.
-        unsafe { ioctl(&self.fd, group) }?;
-        Ok(())
+        let set_group = || unsafe { ioctl(&self.fd, group) };
+        match set_user().and_then(|()| set_group()) {
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Interface name.

@@ -13,12 +13,12 @@ use std::{
 
 use anyhow::Context as _;
 use fabric_core::ids::PortId;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     admin::{server as admin_server, view::NodeView},
     causes::with_causes,
-    cni::{attach::Attacher, server::CniServer},
+    cni::{attach::Attacher, links::KernelLinks, roots::NetnsRoots, server::CniServer},
     config::{self, NodeConfig, SourceConfig},
     control::{
         desired::{DesiredState, NodeSpec},
@@ -43,7 +43,10 @@ const CONTROL_THREADS: usize = 2;
 /// How often the data-plane threads are looked after.
 const WORKER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often attachments are compared with the namespaces that exist.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+///
+/// A namespace counts as gone when two looks in a row found it gone, so what lost its namespace
+/// without a DEL is free again after two intervals at most.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Runs a node until a signal ends it.
 ///
@@ -88,18 +91,18 @@ impl Node {
         let last_good = LastGood::new(&config.state_dir);
         let SourceConfig::File { path } = &config.source;
         let desired = last_good.begin_with(file::read_directory(path), SystemTime::now())?;
+        let valid_until = identity.validity().not_after;
         let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
         let wanted = offloads::of_devices(config.dataplane.offloads);
         let host_tun = Arc::new(host::open(wanted)?);
         log_offloads(wanted, &host_tun, &dataplane);
-        let in_force = Arc::new(InForce::new(
-            config.node.clone(),
-            dataplane.clone(),
-            host_tun.clone(),
-        ));
+        let in_force = InForce::new(config.node.clone(), dataplane.clone(), host_tun.clone())
+            .with_certificate_until(valid_until);
+        let in_force = Arc::new(in_force);
         in_force.set_desired(desired.clone())?;
         dataplane.open_port(PortId::HOST, host_tun)?;
-        let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), wanted)?);
+        let links = KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?;
+        let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), links)?);
         attacher.restore();
         let watch = follow(path, desired, in_force.clone(), last_good)?;
         Ok(Self {
@@ -113,7 +116,11 @@ impl Node {
     async fn serve(self, config: &NodeConfig) -> anyhow::Result<()> {
         let (stop, stopped) = watch::channel(false);
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
-        let view = Arc::new(NodeView::new(self.in_force.clone(), self.wanted));
+        let view = Arc::new(NodeView::new(
+            self.in_force.clone(),
+            self.wanted,
+            self.attacher.add_times(),
+        ));
         let mut servers = JoinSet::new();
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
         servers.spawn(async { admin.await.context("the admin socket") });
@@ -169,8 +176,10 @@ async fn serve_cni(
     stopped: watch::Receiver<bool>,
 ) {
     let sweeps = async {
+        // The first tick is at once: a DEL that the plugin kept on disk after the start had read
+        // them, and before the socket was there, is carried out now.
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
-        interval.tick().await;
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             let (attacher, in_force) = (attacher.clone(), in_force.clone());

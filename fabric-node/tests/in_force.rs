@@ -26,7 +26,7 @@ use fabric_node::{
     sys::{
         netlink::{LinkSettings, Netlink},
         netns::Netns,
-        tun::TunOffloads,
+        tun::{Tun, TunError, TunOffloads},
     },
     tunnel::{
         endpoint::EndpointContext,
@@ -140,6 +140,42 @@ fn the_host_device_is_mended() {
         assert_eq!(node.problems(), [""; 0]);
         assert!(host_route_exists("10.2.0.0/24"));
         node.dataplane().shut_down();
+    });
+}
+
+/// A node whose certificate has expired is not ready for pods and says since when; until the last
+/// second of it the node is in order.
+#[test]
+fn an_expired_certificate_is_a_problem() {
+    in_a_namespace(|| {
+        let now = pki::validity::unix_now();
+        let node = start().with_certificate_until(now + 3_600);
+        node.set_desired(cluster(&["b"])).unwrap();
+        assert_eq!((node.ready(), node.problems().len()), (Ok(()), 0));
+        let node = node.with_certificate_until(now - 1);
+        let reason = node.ready().unwrap_err();
+        assert!(reason.contains("certificate expired at 2"), "{reason}");
+        assert_eq!(node.problems(), [reason]);
+        node.dataplane().shut_down();
+    });
+}
+
+/// While no daemon runs, nobody without CAP_NET_ADMIN can attach to fabric0, whatever the mode of
+/// /dev/net/tun.
+#[test]
+fn the_host_device_is_for_nobody_else() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    in_a_namespace(|| {
+        drop(host::open(TunOffloads::ALL).unwrap());
+        drop(host::open(TunOffloads::ALL).expect("the daemon itself can"));
+        let nothing = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, nothing).unwrap();
+        let error = Tun::open(HOST_DEVICE, TunOffloads::ALL).unwrap_err();
+        assert!(matches!(error, TunError::NotCapable { .. }), "{error}");
     });
 }
 

@@ -23,12 +23,13 @@ mod keys;
 mod pending;
 mod recovery;
 mod requests;
+mod strays;
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use fabric_core::ids::PortId;
@@ -41,11 +42,9 @@ use super::{
     ipam::{ADDRESS_COOLDOWN_S, Ipam},
     links::{InterfacePlan, KernelLinks, LinkError, Links},
     store::{Record, State, Store, StoreError},
+    times::AddTimes,
 };
-use crate::sys::{
-    netns::NetnsId,
-    tun::{Tun, TunOffloads},
-};
+use crate::sys::{netns::NetnsId, tun::Tun};
 pub use add::AddRequest;
 #[cfg(test)]
 use add::Step;
@@ -53,6 +52,7 @@ pub use error::AttachError;
 pub use keys::AddTicket;
 use keys::{KeyTable, Turn};
 pub use recovery::{RestoreReport, SweepReport};
+use strays::Strays;
 
 /// A pod on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,8 +91,9 @@ pub trait Fabric<D = Tun>: Send + Sync {
     ///
     /// One line; the device is closed then and nothing is published.
     fn attach(&self, attachment: Attachment, device: D) -> Result<PortId, String>;
-    /// Withdraws the routes and closes the device; without effect on what is not attached.
-    fn detach(&self, key: &AttachmentKey);
+    /// Withdraws the routes and takes the device out of use; without effect on what is not attached.
+    /// The device: its end may block, so it should be the caller's.
+    fn detach(&self, key: &AttachmentKey) -> Option<Arc<D>>;
     /// Ranges that the pods of this node get their addresses from.
     fn pod_cidrs(&self) -> Vec<IpNet>;
     /// Addresses of the node itself inside those ranges.
@@ -113,6 +114,8 @@ struct Entry {
     published: bool,
     /// The last sweep found its namespace gone.
     seen_gone: bool,
+    /// Why the last attempt to take it up failed.
+    trouble: Option<String>,
 }
 
 type Clock = Box<dyn Fn() -> std::io::Result<Moment> + Send + Sync>;
@@ -127,8 +130,13 @@ pub struct Attacher<L: Links = KernelLinks> {
     keys: Arc<KeyTable>,
     ipam: Mutex<Ipam>,
     entries: Mutex<HashMap<AttachmentKey, Entry>>,
+    /// An entry has changed.
+    entries_changed: Condvar,
     /// Records of released addresses, kept until they have rested.
     resting: Mutex<Vec<Record>>,
+    /// Pods that no record knows.
+    strays: Mutex<Strays>,
+    add_times: Arc<AddTimes>,
     #[cfg(test)]
     on_step: Box<dyn Fn(Step) + Send + Sync>,
 }
@@ -151,14 +159,9 @@ impl Attacher<KernelLinks> {
     pub fn open(
         state_dir: &Path,
         fabric: Arc<dyn Fabric>,
-        offloads: TunOffloads,
+        links: KernelLinks,
     ) -> Result<Self, AttachError> {
-        Self::with(
-            KernelLinks { offloads },
-            state_dir,
-            fabric,
-            Box::new(Moment::now),
-        )
+        Self::with(links, state_dir, fabric, Box::new(Moment::now))
     }
 }
 
@@ -182,7 +185,10 @@ impl<L: Links> Attacher<L> {
             keys: Arc::default(),
             ipam: Mutex::new(ipam),
             entries: Mutex::new(entries),
+            entries_changed: Condvar::new(),
             resting: Mutex::new(resting),
+            strays: Mutex::default(),
+            add_times: Arc::default(),
             #[cfg(test)]
             on_step: Box::new(|_| {}),
         })
@@ -192,6 +198,12 @@ impl<L: Links> Attacher<L> {
     #[must_use]
     pub fn begin_add(&self, key: AttachmentKey) -> AddTicket {
         self.keys.begin_add(key)
+    }
+
+    /// Where the server notes how long ADDs took.
+    #[must_use]
+    pub fn add_times(&self) -> Arc<AddTimes> {
+        Arc::clone(&self.add_times)
     }
 
     /// All attachments, in no particular order.
@@ -215,14 +227,17 @@ impl<L: Links> Attacher<L> {
             return Ok(());
         };
         let now = (self.clock)()?;
-        self.fabric.detach(turn.key());
+        let device = self.fabric.detach(turn.key());
         self.change(turn.key(), |entry| entry.published = false);
         if let Where::There(namespace) = self.namespace_of(&record, &now)
-            && let Err(error) = self.links.delete(&namespace, &turn.key().ifname)
+            && let Err(error) = self.links.delete(&namespace, &plan_of(&record))
         {
             // Without a device behind it the interface is dead; it goes away with
             // its namespace.
             warn!(netns = %record.netns.display(), %error, "cannot remove the interface");
+        }
+        if let Some(device) = device {
+            self.links.discard(device);
         }
         self.release(record).inspect_err(|_| {
             // So that no sweep takes up again what was to be removed.
@@ -294,6 +309,7 @@ impl<L: Links> Attacher<L> {
         if let Some(entry) = lock(&self.entries).get_mut(key) {
             change(entry);
         }
+        self.entries_changed.notify_all();
     }
 }
 

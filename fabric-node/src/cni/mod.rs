@@ -8,5 +8,8 @@ pub mod attach;
 pub mod clock;
 pub mod ipam;
 pub mod links;
+pub mod roots;
 pub mod server;
 pub mod store;
+pub mod survey;
+pub mod times;

@@ -33,8 +33,9 @@ fn defaults_fill_in() {
             keep_alive_ms: 1_400,
             reconnect_max_ms: 500,
         },
-        cni: SocketConfig {
+        cni: CniConfig {
             socket: "/run/fabric/cni.sock".into(),
+            netns_roots: Vec::new(),
         },
         admin: SocketConfig {
             socket: "/run/fabric/admin.sock".into(),
@@ -120,6 +121,10 @@ fn faults_are_located() {
         (
             "node = \"a\"\n[source]\nkind = \"etcd\"\n",
             "fabric.toml:3:8: source.kind: unknown variant `etcd`, expected `file`",
+        ),
+        (
+            "node = \"a\"\n[cni]\nnetns_roots = [\"/ok\", \"pods\"]\n",
+            "fabric.toml:3:15: cni.netns_roots: pods is relative: use an absolute path",
         ),
         (
             "node = \"a\"\n[cni]\nsocket = 3\n",

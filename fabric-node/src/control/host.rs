@@ -15,7 +15,8 @@ use ipnet::IpNet;
 
 use crate::sys::{
     netlink::{LinkSettings, Netlink, NetlinkError, RouteSpec, enable_ipv6},
-    tun::{Tun, TunOffloads},
+    netns::Netns,
+    tun::{Tun, TunOffloads, TunOwner},
 };
 
 /// Name of the host's device.
@@ -32,6 +33,9 @@ const UNDERLAY_MTU_DEFAULT: u16 = 1500;
 /// The device cannot be made; the message says what is missing.
 pub fn open(wanted: TunOffloads) -> anyhow::Result<Tun> {
     let tun = Tun::open(HOST_DEVICE, wanted)?;
+    let home = Netns::current()?.identity();
+    tun.set_owner(TunOwner::of_daemon_in(home))
+        .context("fabric0: setting its owner")?;
     tun.set_persistent(true).context("fabric0: TUNSETPERSIST")?;
     let netlink = Netlink::connect()?;
     let index = index_of(&netlink)?;

@@ -9,7 +9,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
     panic,
@@ -102,6 +102,22 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
+impl NetnsId {
+    /// Device and inode of the file at `path`, which are the identity of a namespace if it is one:
+    /// to be compared with one that is known. Opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let stat = rustix::fs::stat(path)?;
+        Ok(Self {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+        })
+    }
+}
+
 impl fmt::Display for NetnsId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "net:[{}]", self.ino)
@@ -118,6 +134,10 @@ pub struct Netns {
 impl Netns {
     /// Opens the namespace at `path` (a bind mount or a link below `/proc/PID/ns`).
     ///
+    /// What is at the path is found out by a descriptor that opens nothing (`O_PATH`), and only a
+    /// namespace is opened, by way of that descriptor: a device, a FIFO or a socket that somebody
+    /// puts there is left alone, whenever it is put there.
+    ///
     /// # Errors
     ///
     /// [`NetnsError::Open`], or [`NetnsError::NotANamespace`] for any other kind of file.
@@ -127,16 +147,25 @@ impl Netns {
             path: path.to_owned(),
             source: errno.into(),
         };
-        // NONBLOCK: a FIFO in this place must not hold the caller up.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
         let other = |found| NetnsError::NotANamespace {
             path: path.to_owned(),
             found,
         };
-        if rustix::fs::fstatfs(&fd).map_err(failed)?.f_type != NSFS_MAGIC {
+        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed)?;
+        if rustix::fs::fstatfs(&place).map_err(failed)?.f_type != NSFS_MAGIC {
             return Err(other("a file of another kind"));
         }
+        let by_descriptor = format!("{OWN_DESCRIPTORS}/{}", place.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        // "Not found" would say that there is no namespace, while it is /proc that is missing.
+        let fd = rustix::fs::open(&by_descriptor, flags, Mode::empty()).map_err(|errno| {
+            let problem = format!("cannot open it by {by_descriptor}: {errno}");
+            NetnsError::Open {
+                path: path.to_owned(),
+                source: io::Error::other(problem),
+            }
+        })?;
         // SAFETY: the descriptor is on nsfs, where NS_GET_NSTYPE takes no argument.
         if unsafe { ioctl(&fd, NamespaceType) }.map_err(failed)? != libc::CLONE_NEWNET {
             return Err(other("a namespace of another type"));
@@ -357,6 +386,9 @@ impl<T> NetnsThread<T> {
 /// thread's.
 const CALLING_THREAD: &str = "/proc/thread-self/ns/net";
 
+/// Links to what this process has open; the descriptor table is the same for all its threads.
+const OWN_DESCRIPTORS: &str = "/proc/self/fd";
+
 /// As `top -H` shows it (15 bytes at most).
 const THREAD_NAME: &str = "netns";
 
@@ -411,92 +443,4 @@ fn create_and<T: Send>(f: impl FnOnce() -> Result<T, NetnsError> + Send) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    const NEEDS_ROOT: &str = "this test makes network namespaces: run it as root";
-
-    /// Code runs inside the namespace and the calling thread never leaves its own.
-    #[test]
-    fn run_leaves_the_caller_where_it_is() {
-        let home = Netns::current().unwrap().identity();
-        let other = Netns::create().expect(NEEDS_ROOT);
-        assert_ne!(home, other.identity());
-        let inside = other.run(|| Netns::current().unwrap().identity()).unwrap();
-        assert_eq!(inside, other.identity());
-        assert_eq!(Netns::current().unwrap().identity(), home);
-    }
-
-    /// A panic inside reaches the caller with its own message.
-    #[test]
-    fn run_hands_a_panic_on() {
-        let netns = Netns::create().expect(NEEDS_ROOT);
-        let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            netns.run(|| panic::panic_any("told you"))
-        }));
-        assert_eq!(
-            *caught.unwrap_err().downcast_ref::<&str>().unwrap(),
-            "told you"
-        );
-    }
-
-    /// A long-running thread is inside before `spawn` returns, and its result can be had.
-    #[test]
-    fn spawn_enters_before_it_returns() {
-        let netns = Netns::create().expect(NEEDS_ROOT);
-        let thread = netns
-            .spawn("test", || Netns::current().unwrap().identity())
-            .unwrap();
-        assert_eq!(thread.join().unwrap(), netns.identity());
-    }
-
-    /// A named namespace can be opened by its name, refuses a second taker, and is gone afterwards.
-    #[test]
-    fn names_come_and_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("blue");
-        let made = Netns::create_named(&path).expect(NEEDS_ROOT);
-        assert_eq!(Netns::open(&path).unwrap().identity(), made.identity());
-        let again = Netns::create_named(&path).unwrap_err().to_string();
-        assert!(
-            again.contains("cannot create") && again.contains("blue"),
-            "{again}"
-        );
-        assert_eq!(Netns::open(&path).unwrap().identity(), made.identity());
-        Netns::remove_named(&path).unwrap();
-        assert!(!path.exists());
-        Netns::remove_named(&path).unwrap();
-    }
-
-    /// Files, other namespaces, FIFOs and missing paths are refused with the path and the cure.
-    #[test]
-    fn open_refuses_what_is_no_network_namespace() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        fs::write(&file, "x").unwrap();
-        let fifo = dir.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            Mode::RUSR,
-            0,
-        )
-        .unwrap();
-        for (path, wanted) in [
-            (file.as_path(), "is a file of another kind"),
-            (&fifo, "is a file of another kind"),
-            (
-                Path::new("/proc/self/ns/mnt"),
-                "is a namespace of another type",
-            ),
-            (Path::new("/nonexistent/ns"), "No such file or directory"),
-        ] {
-            let error = Netns::open(path).unwrap_err().to_string();
-            assert!(error.contains(wanted), "{error}");
-            assert!(error.contains(path.to_str().unwrap()), "{error}");
-        }
-    }
-}
+mod tests;

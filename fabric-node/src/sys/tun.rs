@@ -18,6 +18,8 @@ use rustix::{
 use thiserror::Error;
 use tun::AbstractDevice;
 
+use super::netns::NetnsId;
+
 /// Largest packet one read can return (bytes): an IPv6 header and the largest payload its length
 /// field can name (RFC 8200 section 3). A shorter buffer would cut super-packets.
 pub const READ_BYTES_MAX: usize = 40 + 65_535;
@@ -90,6 +92,35 @@ impl TunOffloads {
             }
         }
         flags
+    }
+}
+
+/// Who may attach to a device without `CAP_NET_ADMIN`, as the kernel keeps it with the device: a user
+/// and a group. With neither, anybody may who can open `/dev/net/tun` (`tun_not_capable` in
+/// drivers/net/tun.c); the capability that always suffices is the one over the user namespace that owns
+/// the network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunOwner {
+    /// User id.
+    pub user: u32,
+    /// Group id.
+    pub group: u32,
+}
+
+impl TunOwner {
+    /// User of fabric's devices. No process has it: it is beyond what distributions and container
+    /// runtimes give out, and cannot be had in a user namespace that does not map it.
+    pub const FABRIC_USER: u32 = 0xfab2_1c00;
+
+    /// Owner of the devices that the daemon in `home` makes. The group tells daemons of one machine
+    /// apart, each in a network namespace of its own: it is the namespace's inode number, the same
+    /// after a restart, and beyond all groups that are given out.
+    #[must_use]
+    pub fn of_daemon_in(home: NetnsId) -> Self {
+        Self {
+            user: Self::FABRIC_USER,
+            group: u32::try_from(home.ino).unwrap_or(Self::FABRIC_USER),
+        }
     }
 }
 
@@ -273,6 +304,27 @@ impl Tun {
         Ok(unsafe { ioctl(&self.fd, request) }?)
     }
 
+    /// Says who may attach to the device while this process does not hold it. In a user namespace that
+    /// does not have the ids the device stays without: there all processes are one user's.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn set_owner(&self, owner: TunOwner) -> io::Result<()> {
+        // SAFETY: TUNSETOWNER takes a user id in place of a pointer (tun(4)).
+        let user = unsafe { IntegerSetter::<TUNSETOWNER>::new_usize(owner.user as usize) };
+        // SAFETY: TUNSETGROUP takes a group id in place of a pointer (tun(4)).
+        let group = unsafe { IntegerSetter::<TUNSETGROUP>::new_usize(owner.group as usize) };
+        // SAFETY: the descriptor is a TUN device and the request passes no memory.
+        let set_user = || unsafe { ioctl(&self.fd, user) };
+        // SAFETY: as above.
+        let set_group = || unsafe { ioctl(&self.fd, group) };
+        match set_user().and_then(|()| set_group()) {
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Interface name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -323,10 +375,28 @@ impl AsFd for Tun {
     }
 }
 
+/// Whether a device could be opened: looks at the driver and makes none.
+///
+/// # Errors
+///
+/// [`TunError`] as [`Tun::open`] would give it.
+pub fn probe() -> Result<(), TunError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    match rustix::fs::open(DRIVER, flags, rustix::fs::Mode::empty()) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(refusal(DRIVER, errno.into())),
+    }
+}
+
+/// The driver's file (tun(4)).
+const DRIVER: &str = "/dev/net/tun";
+
 /// The kernel replaces `%d` with the first free number.
 const NEW_DEVICE_PATTERN: &str = "fabricnew%d";
 
 const TUNSETPERSIST: Opcode = opcode::write::<libc::c_int>(b'T', 203);
+const TUNSETOWNER: Opcode = opcode::write::<libc::c_int>(b'T', 204);
+const TUNSETGROUP: Opcode = opcode::write::<libc::c_int>(b'T', 206);
 const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<libc::c_int>(b'T', 216);
 

@@ -1,14 +1,18 @@
 //! A kernel and a fabric of maps, which outlive the attacher as the real ones outlive the daemon.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use fabric_core::snapshot::POD_MTU;
 
 use super::super::*;
-use crate::cni::{links::InterfaceState, store::tests::moment};
+use crate::cni::{
+    links::InterfaceState,
+    store::tests::moment,
+    survey::{Stray, Survey},
+};
 
 pub(in crate::cni) const POD: &str = "/run/netns/pod";
 pub(in crate::cni) const OTHER: &str = "/run/netns/other";
@@ -97,6 +101,21 @@ impl Links for Hand {
             .ok_or_else(|| LinkError::Gone(format!("{} is missing", path.display())))
     }
 
+    fn is_at(&self, path: &Path, id: NetnsId) -> bool {
+        !self.0.refuses("open") && lock(&self.0.namespaces).get(path) == Some(&id)
+    }
+
+    fn ready(&self) -> Result<(), LinkError> {
+        if self.0.refuses("devices") {
+            return Err(LinkError::Failed("/dev/net/tun is missing".into()));
+        }
+        Ok(())
+    }
+
+    fn admit(&self, _: &Path) -> Result<(), LinkError> {
+        Ok(())
+    }
+
     fn own(&self) -> Result<NetnsId, LinkError> {
         Ok(OWN)
     }
@@ -135,8 +154,41 @@ impl Links for Hand {
         Ok(lock(&self.0.interfaces).get(&key).cloned())
     }
 
-    fn delete(&self, namespace: &NetnsId, ifname: &str) -> Result<(), LinkError> {
-        lock(&self.0.interfaces).remove(&(*namespace, ifname.to_owned()));
+    fn survey(&self, settled: &HashSet<NetnsId>) -> Result<Survey, LinkError> {
+        let mut survey = Survey::default();
+        for (path, id) in lock(&self.0.namespaces)
+            .iter()
+            .filter(|(_, id)| **id != OWN)
+        {
+            survey.present.insert(*id);
+            if settled.contains(id) {
+                continue;
+            }
+            for ((netns_id, ifname), state) in lock(&self.0.interfaces).iter() {
+                if netns_id == id {
+                    survey.strays.push(Stray {
+                        netns_id: *id,
+                        netns: path.clone(),
+                        ifname: ifname.clone(),
+                        index: 2,
+                        addresses: state.addresses.clone(),
+                    });
+                }
+            }
+        }
+        Ok(survey)
+    }
+
+    fn remove_stray(&self, stray: &Stray) -> Result<(), LinkError> {
+        let key = (stray.netns_id, stray.ifname.clone());
+        lock(&self.0.interfaces).remove(&key);
+        Ok(())
+    }
+
+    fn discard(&self, _: Arc<()>) {}
+
+    fn delete(&self, namespace: &NetnsId, plan: &InterfacePlan) -> Result<(), LinkError> {
+        lock(&self.0.interfaces).remove(&(*namespace, plan.ifname.clone()));
         Ok(())
     }
 }
@@ -167,8 +219,8 @@ impl Fabric<()> for Hand {
         Ok(PortId(self.0.ports.fetch_add(1, Ordering::SeqCst)))
     }
 
-    fn detach(&self, key: &AttachmentKey) {
-        lock(&self.0.attached).remove(key);
+    fn detach(&self, key: &AttachmentKey) -> Option<Arc<()>> {
+        lock(&self.0.attached).remove(key).map(|_| Arc::default())
     }
 
     fn pod_cidrs(&self) -> Vec<IpNet> {

@@ -1,0 +1,139 @@
+//! Looks at everything while nothing is under way: in between for addresses that two pods have, at the
+//! end for anything that is left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use fabric_node::{lab::Worker, sys::netns::Netns};
+
+use super::{
+    crew::{Shared, lock},
+    remains,
+};
+use crate::{eventually::eventually, plugin::Container, traffic::ping};
+
+/// How long the daemon may take until nothing is left of what went without a word.
+pub const RECONCILE_MAX: Duration = Duration::from_secs(10);
+/// How long a living pod may take to answer the host.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// Checks, with no operation under way and a daemon that is ready, that each living pod has its
+/// addresses, that no address is on two interfaces, and that deleted pods have no interface.
+///
+/// # Errors
+///
+/// One of these does not hold.
+pub fn in_between(shared: &Shared<'_>) -> anyhow::Result<()> {
+    check_addresses(shared)?;
+    let emptied: Vec<Container> = std::mem::take(&mut *lock(&shared.emptied));
+    eventually("deleted pods have no interface", RECONCILE_MAX, || {
+        emptied.iter().try_for_each(|container| {
+            let left = remains::devices(&container.netns)?;
+            ensure!(left.is_empty(), "{} has {left:?}", container.id);
+            Ok(())
+        })
+    })?;
+    for container in emptied {
+        lock(&shared.standing).retain(|(id, _)| *id != container.id);
+        Netns::remove_named(&container.netns)?;
+    }
+    Ok(())
+}
+
+fn check_addresses(shared: &Shared<'_>) -> anyhow::Result<()> {
+    let living = shared.model().living().clone();
+    let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
+    for (id, netns) in lock(&shared.standing).iter() {
+        let found = remains::pod_addresses(netns)?;
+        if let Some(expected) = living.get(id) {
+            let expected: BTreeSet<IpAddr> = expected.iter().copied().collect();
+            ensure!(found == expected, "{id} has {found:?}, not {expected:?}");
+        }
+        for address in found {
+            if let Some(other) = owners.insert(address, id.clone()) {
+                anyhow::bail!("{address} is on the interfaces of {other} and of {id}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A daemon with nothing to do: what it has open, and how many pods it has then.
+#[derive(Debug)]
+pub struct Base {
+    descriptors: BTreeMap<String, usize>,
+    devices: BTreeSet<String>,
+    pods: usize,
+}
+
+impl Base {
+    /// Of the daemon of `worker`, which has `pods` pods.
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn of(worker: &Worker, pid: u32, pods: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            descriptors: remains::descriptors(pid)?,
+            devices: remains::devices(&worker.netns)?.into_iter().collect(),
+            pods,
+        })
+    }
+}
+
+/// Waits until nothing is left but the living pods, and checks that these work; how long that took.
+///
+/// # Errors
+///
+/// After [`RECONCILE_MAX`] something is left: what.
+pub fn at_the_end(shared: &Shared<'_>, pid: u32, base: &Base) -> anyhow::Result<Duration> {
+    let worker = shared.runtime.worker();
+    let living = shared.model().living().clone();
+    let (_, took) = eventually("nothing is left", RECONCILE_MAX, || {
+        let ids: BTreeSet<String> = living.keys().cloned().collect();
+        let carried = remains::carried(worker)?;
+        let found: BTreeSet<String> = carried.keys().cloned().collect();
+        check_same("pods that the daemon carries", &found, &ids)?;
+        check_same("records", &remains::records(worker)?, &ids)?;
+        let kept = remains::pending_files(worker)?;
+        ensure!(kept.is_empty(), "DELs are kept: {kept:?}");
+        let devices = remains::devices(&worker.netns)?.into_iter().collect();
+        check_same("interfaces of the host", &devices, &base.devices)?;
+        remains::check_descriptors(pid, &base.descriptors, base.pods, living.len())
+    })?;
+    in_between(shared)?;
+    let standing = lock(&shared.standing);
+    let expected: BTreeSet<String> = standing.iter().map(|(id, _)| id.clone()).collect();
+    let ids: BTreeSet<String> = living.keys().cloned().collect();
+    check_same("containers with a namespace", &expected, &ids)?;
+    let names = shared.runtime.namespaces()?.into_iter().filter_map(|path| {
+        let name = path.file_name()?;
+        Some(name.to_string_lossy().into_owned())
+    });
+    check_same("namespaces", &names.collect(), &ids)?;
+    for (id, addresses) in &living {
+        for address in addresses {
+            ping(&worker.netns, *address, ANSWER_MAX)
+                .with_context(|| format!("the host does not reach {id}"))?;
+        }
+    }
+    Ok(took)
+}
+
+fn check_same(
+    what: &str,
+    found: &BTreeSet<String>,
+    expected: &BTreeSet<String>,
+) -> anyhow::Result<()> {
+    let too_many: Vec<_> = found.difference(expected).collect();
+    let missing: Vec<_> = expected.difference(found).collect();
+    ensure!(
+        too_many.is_empty() && missing.is_empty(),
+        "{what}: {too_many:?} are left over, {missing:?} are missing"
+    );
+    Ok(())
+}

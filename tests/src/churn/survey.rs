@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    thread,
     time::Duration,
 };
 
@@ -62,6 +63,10 @@ fn check_addresses(shared: &Shared<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Looks at a daemon with nothing to do: what is open each time is what it needs.
+const BASE_LOOKS: usize = 5;
+const BASE_INTERVAL: Duration = Duration::from_millis(50);
+
 /// A daemon with nothing to do: what it has open, and how many pods it has then.
 #[derive(Debug)]
 pub struct Base {
@@ -77,8 +82,18 @@ impl Base {
     ///
     /// It does not run.
     pub fn of(worker: &Worker, pid: u32, pods: usize) -> anyhow::Result<Self> {
+        let mut descriptors = remains::descriptors(pid)?;
+        // A connection of its admin socket may be about to be closed.
+        for _ in 0..BASE_LOOKS {
+            thread::sleep(BASE_INTERVAL);
+            let now = remains::descriptors(pid)?;
+            descriptors.retain(|kind, count| {
+                *count = now.get(kind).map_or(0, |found| *found.min(count));
+                *count > 0
+            });
+        }
         Ok(Self {
-            descriptors: remains::descriptors(pid)?,
+            descriptors,
             devices: remains::devices(&worker.netns)?.into_iter().collect(),
             pods,
         })

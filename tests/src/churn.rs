@@ -90,6 +90,8 @@ pub struct Report {
     pub given: (usize, usize, Option<Duration>),
     /// Pods that lived in the end.
     pub living: usize,
+    /// DELs that killed plugins had begun to write, and that were still there in the end.
+    pub unfinished: usize,
     /// How long all operations took.
     pub elapsed: Duration,
     /// From the last operation until nothing was left.
@@ -157,6 +159,7 @@ fn run_in(
     })?;
     let elapsed = begin.elapsed();
     let tally = members.iter().fold(Tally::default(), |all, member| all.and(&member.tally));
+    let unfinished = remains::age_unfinished(shared.runtime.worker())?;
     let reconcile = survey::at_the_end(&shared, pid(lab)?, &base)?;
     let model = shared.model();
     Ok(Report {
@@ -166,6 +169,7 @@ fn run_in(
         crashes,
         given: model.figures(),
         living: model.living().len(),
+        unfinished,
         elapsed,
         reconcile,
         longest_absence,
@@ -253,9 +257,11 @@ impl fmt::Display for Report {
         }
         write!(
             f,
-            "nothing left but {} living pods {:.1} s after the last operation",
+            "nothing left but {} living pods {:.1} s after the last operation ({} unfinished files \
+             among what went)",
             self.living,
-            self.reconcile.as_secs_f64()
+            self.reconcile.as_secs_f64(),
+            self.unfinished
         )
     }
 }

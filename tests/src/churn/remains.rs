@@ -6,7 +6,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::Path,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -26,6 +26,9 @@ use super::model::REST;
 const RECORDS_DIR: &str = "attachments";
 /// How long the record of a rested address may stay: until a sweep sees it, with room.
 const FORGET_MAX: Duration = Duration::from_secs(15);
+
+/// Older than any file that a living plugin writes.
+const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
 
 /// Attachments on record by container id, without those whose addresses rest.
 ///
@@ -91,6 +94,29 @@ pub fn kept_deletes(worker: &Worker) -> anyhow::Result<BTreeSet<String>> {
 pub fn pending_files(worker: &Worker) -> anyhow::Result<Vec<String>> {
     let files = files(&worker.state_dir().join(PENDING_DELETES_DIR))?;
     Ok(files.into_keys().collect())
+}
+
+/// Makes DELs whose plugin was killed while it wrote them older than the daemon waits for before it
+/// removes them; how many there are. No plugin may be at work.
+///
+/// # Errors
+///
+/// The folder cannot be read, or a file not be changed.
+pub fn age_unfinished(worker: &Worker) -> anyhow::Result<usize> {
+    let unfinished = pending_files(worker)?;
+    let unfinished = unfinished.iter().filter(|name| name.ends_with(".tmp"));
+    let mut aged = 0;
+    for name in unfinished {
+        let path = worker.state_dir().join(PENDING_DELETES_DIR).join(name);
+        match fs::OpenOptions::new().write(true).open(&path) {
+            Ok(file) => file.set_modified(SystemTime::now() - UNFINISHED_AGE)?,
+            // Removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("{}", path.display())),
+        }
+        aged += 1;
+    }
+    Ok(aged)
 }
 
 fn files(folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {

@@ -3,11 +3,13 @@
 //! Comes in: how many operations, a seed. Goes out: a [`Report`], or what went wrong. A lab of one
 //! worker, whose containers nobody but this makes: [`crew`] is the runtime that loses DELs and repeats
 //! them, [`gate`] counts operations and knows when the daemon is dead, [`model`] knows who has which
-//! address, [`survey`] looks at what is left. [`exec`] and [`remains`] are for other tests too.
+//! address, [`survey`] looks at what is left. [`fill`] asks how many
+//! addresses are in use. [`exec`], [`remains`] and [`fill`] are for other tests too.
 
 pub mod crew;
 pub mod draws;
 pub mod exec;
+pub mod fill;
 pub mod gate;
 pub mod model;
 pub mod remains;
@@ -57,6 +59,9 @@ const RANGE_MAX: Duration = Duration::from_secs(5);
 const WORKER: &str = "worker-a";
 /// Addresses of a range that no pod gets: the network's, the gateway's, the last.
 const RESERVED: usize = 3;
+
+/// Largest range that is used up in the end, to be told how many addresses count as used.
+const FILLED_MAX: usize = 254;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -161,6 +166,10 @@ fn run_in(
     let tally = members.iter().fold(Tally::default(), |all, member| all.and(&member.tally));
     let unfinished = remains::age_unfinished(shared.runtime.worker())?;
     let reconcile = survey::at_the_end(&shared, pid(lab)?, &base)?;
+    if shared.totals[0] <= FILLED_MAX {
+        let living = shared.model().living().len();
+        fill::check_used(&shared.runtime, living)?;
+    }
     let model = shared.model();
     Ok(Report {
         options: options.clone(),
@@ -206,7 +215,12 @@ fn crash_again_and_again(
     Ok((crashes, longest))
 }
 
-fn use_range(lab: &Lab, stage: &Stage, range: Ipv4Net) -> anyhow::Result<()> {
+/// Gives the pods of `worker-a` IPv4 addresses from `range`, and waits until that is in force.
+///
+/// # Errors
+///
+/// It cannot be changed.
+pub fn use_range(lab: &Lab, stage: &Stage, range: Ipv4Net) -> anyhow::Result<()> {
     let worker = lab.state().worker(WORKER)?;
     let underlay = lab.state().worker(WORKER)?.underlay_addresses.iter();
     let underlay: Vec<String> = underlay

@@ -98,6 +98,18 @@ impl Base {
             pods,
         })
     }
+
+    /// Checks that the daemon of `worker` has open what it had, but for the devices of its pods, and
+    /// that its host has the same interfaces. It may be another process than then.
+    ///
+    /// # Errors
+    ///
+    /// It differs, or does not run.
+    pub fn check(&self, worker: &Worker, pid: u32, pods: usize) -> anyhow::Result<()> {
+        let devices = remains::devices(&worker.netns)?.into_iter().collect();
+        check_same("interfaces of the host", &devices, &self.devices)?;
+        remains::check_descriptors(pid, &self.descriptors, self.pods, pods)
+    }
 }
 
 /// Waits until nothing is left but the living pods, and checks that these work; how long that took.
@@ -116,9 +128,7 @@ pub fn at_the_end(shared: &Shared<'_>, pid: u32, base: &Base) -> anyhow::Result<
         check_same("records", &remains::records(worker)?, &ids)?;
         let kept = remains::pending_files(worker)?;
         ensure!(kept.is_empty(), "DELs are kept: {kept:?}");
-        let devices = remains::devices(&worker.netns)?.into_iter().collect();
-        check_same("interfaces of the host", &devices, &base.devices)?;
-        remains::check_descriptors(pid, &base.descriptors, base.pods, living.len())
+        base.check(worker, pid, living.len())
     })?;
     in_between(shared)?;
     let standing = lock(&shared.standing);

@@ -1,0 +1,289 @@
+//! The plugin killed at each of its system calls in turn, by strace: whatever the moment, nothing is
+//! left of an ADD, a DEL can be repeated, and a kept DEL is on disk whole or not at all.
+#![allow(clippy::print_stdout)]
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use fabric_node::{
+    lab::{Lab, command},
+    sys::netns::Netns,
+};
+use fabric_tests::{
+    churn::{
+        self,
+        exec::{Ended, Runtime},
+        fill,
+        remains::{self, carried, devices, kept_deletes, pending_files, records},
+        survey::{Base, RECONCILE_MAX},
+    },
+    eventually::eventually,
+    plugin::Container,
+    stage::Stage,
+    trace,
+};
+
+const WORKER: &str = "worker-a";
+/// Enough for one pod at each system call, and few enough to be used up in the end.
+const RANGE: &str = "10.200.0.0/25";
+/// How long the daemon may take to be done with a container that was deleted.
+const DELETED_MAX: Duration = Duration::from_secs(3);
+/// Fewer system calls than any exec of the plugin has.
+const POINTS_MIN: usize = 40;
+/// How many may not be reached, as the number of calls that a program needs for memory differs a little.
+const MISSED_MAX: usize = 3;
+
+/// A moment in a plugin's life: the n-th time that it makes a certain system call.
+#[derive(Clone, Debug)]
+struct Point {
+    call: String,
+    number: usize,
+}
+
+impl Point {
+    /// The command that kills what follows it at this point, before the call is carried out.
+    fn killer(&self) -> Vec<String> {
+        let Self { call, number } = self;
+        let words = ["strace", "-f", "-o", "/dev/null", "-e"].map(str::to_owned);
+        let trace = format!("trace={call}");
+        let inject = format!("inject={call}:signal=KILL:when={number}");
+        words.into_iter().chain([trace, "-e".into(), inject]).collect()
+    }
+}
+
+/// A plugin killed at any system call of an ADD leaves no address, interface or record, whether the
+/// runtime sends a DEL or the namespace goes without one.
+#[test]
+fn add_can_be_killed_anywhere() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let lab = lab(&stage, "kill-add")?;
+    let (runtime, base) = runtime(&stage, &lab)?;
+    let container = runtime.container()?;
+    let points = points(&runtime, "ADD", &container)?;
+    runtime.del("pod", &container)?;
+    Netns::remove_named(&container.netns)?;
+    let mut walk = Walk::default();
+    for (index, point) in points.iter().enumerate() {
+        let container = runtime.container()?;
+        walk.call(&runtime, "ADD", point, &container)?;
+        if index % 2 == 0 {
+            delete(&runtime, &container)
+                .with_context(|| format!("after ADD was killed at {point:?}"))?;
+        }
+        Netns::remove_named(&container.netns)?;
+    }
+    walk.check("ADD", &points)?;
+    nothing_left(&lab, &runtime, &base, 0)
+}
+
+/// A plugin killed at any system call of a DEL leaves nothing, whether the DEL is repeated or the
+/// namespace goes.
+#[test]
+fn del_can_be_killed_anywhere() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let lab = lab(&stage, "kill-del")?;
+    let (runtime, base) = runtime(&stage, &lab)?;
+    let container = attached(&runtime)?;
+    let points = points(&runtime, "DEL", &container)?;
+    Netns::remove_named(&container.netns)?;
+    let mut walk = Walk::default();
+    for (index, point) in points.iter().enumerate() {
+        let container = attached(&runtime)?;
+        walk.call(&runtime, "DEL", point, &container)?;
+        if index % 2 == 0 {
+            delete(&runtime, &container)
+                .with_context(|| format!("after DEL was killed at {point:?}"))?;
+        }
+        Netns::remove_named(&container.netns)?;
+    }
+    walk.check("DEL", &points)?;
+    nothing_left(&lab, &runtime, &base, 0)
+}
+
+/// A plugin killed at any system call of a DEL that no daemon takes has kept the DEL whole or not at
+/// all. The daemon's next start carries out those that were kept, leaves the other pods alone, and a
+/// DEL deletes these.
+#[test]
+fn a_kept_del_is_whole_or_absent() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let mut lab = lab(&stage, "kill-kept")?;
+    let (runtime, base) = runtime(&stage, &lab)?;
+    let worker = runtime.worker();
+    let first = attached(&runtime)?;
+    lab.kill_daemon(WORKER)?;
+    let points = points(&runtime, "DEL", &first)?;
+    lab.start_daemon(WORKER)?;
+    let mut containers = vec![first];
+    for _ in &points {
+        containers.push(attached(&runtime)?);
+    }
+    lab.kill_daemon(WORKER)?;
+    let mut walk = Walk::default();
+    let (mut kept, mut not_kept) = (BTreeMap::new(), BTreeMap::new());
+    for (index, (point, container)) in points.iter().zip(&containers[1..]).enumerate() {
+        walk.call(&runtime, "DEL", point, container)?;
+        let is_kept = || anyhow::Ok(kept_deletes(worker)?.contains(&container.id));
+        let mut is_there = is_kept().with_context(|| format!("killed at {point:?}"))?;
+        if !is_there && index % 2 == 0 {
+            runtime.del("pod", container)?;
+            is_there = is_kept()?;
+            ensure!(is_there, "a DEL that succeeded was not kept");
+        }
+        let group = if is_there { &mut kept } else { &mut not_kept };
+        group.insert(container.id.clone(), container);
+    }
+    walk.check("DEL without a daemon", &points)?;
+    println!("{} DELs kept, {} not", kept.len(), not_kept.len());
+    ensure!(!kept.is_empty() && !not_kept.is_empty(), "a walk of one kind");
+
+    lab.start_daemon(WORKER)?;
+    let alive = carried(worker)?;
+    for (id, container) in &kept {
+        ensure!(!alive.contains_key(id), "{id} is carried after its DEL");
+        let left = devices(&container.netns)?;
+        ensure!(left.is_empty(), "{id} has {left:?} after its DEL");
+    }
+    for (id, container) in &not_kept {
+        let addresses = alive.get(id).with_context(|| format!("{id} is not carried"))?;
+        let found = remains::pod_addresses(&container.netns)?;
+        ensure!(
+            found == addresses.iter().copied().collect(),
+            "{id}: {found:?}, {addresses:?}"
+        );
+        delete(&runtime, container)?;
+    }
+    for container in &containers {
+        Netns::remove_named(&container.netns)?;
+    }
+    nothing_left(&lab, &runtime, &base, 0)
+}
+
+/// A lab of one worker with the range.
+fn lab(stage: &Stage, purpose: &str) -> anyhow::Result<Lab> {
+    command::find("strace").context("there is no program strace: install strace")?;
+    let lab = stage.lab(purpose, 1, 0)?;
+    churn::use_range(&lab, stage, RANGE.parse()?)?;
+    Ok(lab)
+}
+
+/// Its runtime, and its daemon at rest.
+fn runtime<'a>(stage: &'a Stage, lab: &Lab) -> anyhow::Result<(Runtime<'a>, Base)> {
+    let runtime = Runtime::new(stage, lab.state(), WORKER)?;
+    let base = Base::of(runtime.worker(), pid(lab)?, 0)?;
+    Ok((runtime, base))
+}
+
+/// What the walks count.
+#[derive(Default)]
+struct Walk {
+    killed: usize,
+    missed: usize,
+}
+
+impl Walk {
+    fn call(
+        &mut self,
+        runtime: &Runtime<'_>,
+        verb: &str,
+        point: &Point,
+        container: &Container,
+    ) -> anyhow::Result<()> {
+        match runtime.call_under(&point.killer(), verb, "pod", container)? {
+            Ended::Killed => self.killed += 1,
+            Ended::Answered(answer) => {
+                answer.done().with_context(|| format!("{verb} at {point:?}"))?;
+                self.missed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// All points but a few were reached.
+    fn check(&self, what: &str, points: &[Point]) -> anyhow::Result<()> {
+        println!(
+            "{what}: killed at {} of {} system calls, {} of them after connect",
+            self.killed,
+            points.len(),
+            points.iter().rev().take_while(|point| point.call != "connect").count()
+        );
+        ensure!(
+            points.len() >= POINTS_MIN && self.missed <= MISSED_MAX,
+            "{} of {} calls were not reached",
+            self.missed,
+            points.len()
+        );
+        Ok(())
+    }
+}
+
+/// All system calls of one call of the plugin, which succeeds.
+fn points(runtime: &Runtime<'_>, verb: &str, container: &Container) -> anyhow::Result<Vec<Point>> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("trace");
+    let wrapper = ["strace", "-o", path(&file)?].map(str::to_owned);
+    let Ended::Answered(answer) = runtime.call_under(&wrapper, verb, "pod", container)? else {
+        anyhow::bail!("{verb} was killed");
+    };
+    answer.done()?;
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let calls = trace::parse(&fs::read_to_string(&file)?);
+    let points = calls.into_iter().map(|call| {
+        let number = seen.entry(call.name.clone()).or_default();
+        *number += 1;
+        Point {
+            number: *number,
+            call: call.name,
+        }
+    });
+    Ok(points.collect())
+}
+
+fn path(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().context("a path that is no text")
+}
+
+/// A container whose ADD has succeeded.
+fn attached(runtime: &Runtime<'_>) -> anyhow::Result<Container> {
+    let container = runtime.container()?;
+    runtime.call("ADD", "pod", &container)?.done()?;
+    Ok(container)
+}
+
+/// DEL, after which nothing of the container is left but its empty namespace.
+fn delete(runtime: &Runtime<'_>, container: &Container) -> anyhow::Result<()> {
+    runtime.del("pod", container)?;
+    let worker = runtime.worker();
+    eventually("it is gone", DELETED_MAX, || {
+        let left = devices(&container.netns)?;
+        ensure!(left.is_empty(), "{left:?} are left");
+        ensure!(!carried(worker)?.contains_key(&container.id), "it is carried");
+        ensure!(!records(worker)?.contains(&container.id), "it is on record");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Soon nothing of any container is left, in files, in the kernel, and in the daemon's memory.
+fn nothing_left(
+    lab: &Lab,
+    runtime: &Runtime<'_>,
+    base: &Base,
+    living: usize,
+) -> anyhow::Result<()> {
+    let worker = runtime.worker();
+    let unfinished = remains::age_unfinished(worker)?;
+    let (_, took) = eventually("nothing is left", RECONCILE_MAX, || {
+        let (carried, records) = (carried(worker)?, records(worker)?);
+        ensure!(carried.len() == living, "{carried:?} are carried");
+        ensure!(records.len() == living, "{records:?} are on record");
+        let kept = pending_files(worker)?;
+        ensure!(kept.is_empty(), "{kept:?} are kept");
+        base.check(worker, pid(lab)?, living)
+    })?;
+    println!("nothing left after {took:?}, {unfinished} unfinished files among what went");
+    fill::check_used(runtime, living)
+}
+
+fn pid(lab: &Lab) -> anyhow::Result<u32> {
+    lab.state().worker(WORKER)?.pid.context("no daemon runs")
+}

@@ -18,13 +18,14 @@ pub mod tally;
 
 use std::{
     fmt,
+    net::SocketAddr,
     sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
-use fabric_node::lab::Lab;
+use fabric_node::lab::{Lab, plan::QUIC_PORT};
 use ipnet::Ipv4Net;
 
 use self::{
@@ -222,11 +223,9 @@ fn crash_again_and_again(
 /// It cannot be changed.
 pub fn use_range(lab: &Lab, stage: &Stage, range: Ipv4Net) -> anyhow::Result<()> {
     let worker = lab.state().worker(WORKER)?;
-    let underlay = lab.state().worker(WORKER)?.underlay_addresses.iter();
-    let underlay: Vec<String> = underlay
-        .filter(|address| address.is_ipv4())
-        .map(|address| format!("{address}:7946"))
-        .collect();
+    let endpoint = |address| SocketAddr::new(address, QUIC_PORT).to_string();
+    let underlay = worker.underlay_addresses.iter().copied();
+    let underlay: Vec<String> = underlay.map(endpoint).collect();
     let underlay: Vec<&str> = underlay.iter().map(String::as_str).collect();
     let range = range.to_string();
     let text = sources::node_text(WORKER, &underlay, &[&range, "fd44:0:0:1::/64"]);

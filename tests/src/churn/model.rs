@@ -18,8 +18,6 @@ use thiserror::Error;
 
 /// How long a released address rests, as docs/cni.md promises.
 pub const REST: Duration = Duration::from_secs(120);
-/// What may be missing from a rest: the daemon counts whole seconds, at both ends.
-pub const REST_TOLERANCE: Duration = Duration::from_secs(1);
 /// How long a lost DEL may hold an address beyond its rest before it counts as free (a promise of the
 /// daemon's sweeps, with room).
 const LOST_DEL_MAX: Duration = Duration::from_secs(15);
@@ -167,7 +165,7 @@ impl Model {
             && last != container
         {
             let after = at.saturating_duration_since(*released);
-            if after + REST_TOLERANCE < REST {
+            if after < REST {
                 return Err(Wrong::NoRest {
                     address,
                     container: container.to_owned(),
@@ -220,7 +218,7 @@ mod tests {
     #[test]
     fn short_rests_are_found() {
         let (mut model, now) = (Model::default(), Instant::now());
-        let early = now + REST - REST_TOLERANCE - Duration::from_millis(1);
+        let early = now + REST - Duration::from_millis(1);
         assert_eq!(model.given("a", &[address(2)], now), Ok(()));
         model.leaving("a", now);
         // A second DEL does not begin the rest anew.

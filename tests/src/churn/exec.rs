@@ -61,7 +61,8 @@ impl<'a> Runtime<'a> {
             lab: lab.name.parse().map_err(anyhow::Error::msg)?,
             folder: folder.to_owned(),
             worker,
-            made: AtomicUsize::new(0),
+            // Behind those of the lab's own pods.
+            made: AtomicUsize::new(lab.pods.len()),
         })
     }
 

@@ -164,7 +164,9 @@ fn run_in(
         crashed
     })?;
     let elapsed = begin.elapsed();
-    let tally = members.iter().fold(Tally::default(), |all, member| all.and(&member.tally));
+    let tally = members
+        .iter()
+        .fold(Tally::default(), |all, member| all.and(&member.tally));
     let unfinished = remains::age_unfinished(shared.runtime.worker())?;
     let reconcile = survey::at_the_end(&shared, pid(lab)?, &base)?;
     if shared.totals[0] <= FILLED_MAX {
@@ -201,7 +203,9 @@ fn crash_again_and_again(
     while next <= last && shared.gate.wait_started(next) {
         // Anywhere in the operations under way.
         thread::sleep(draws.time_below(KILL_DELAY_MAX));
-        shared.gate.daemon_dies(draws.below(OPERATIONS_WITHOUT_DAEMON + 1));
+        shared
+            .gate
+            .daemon_dies(draws.below(OPERATIONS_WITHOUT_DAEMON + 1));
         let killed = Instant::now();
         lab.kill_daemon(WORKER)?;
         shared.gate.wait_used(DEAD_MAX);
@@ -265,7 +269,11 @@ impl fmt::Display for Report {
         )?;
         write!(f, "{given} addresses given, none twice at a time; ")?;
         match rest {
-            Some(rest) => writeln!(f, "{again} came back, after {:.1} s or more", rest.as_secs_f64())?,
+            Some(rest) => writeln!(
+                f,
+                "{again} came back, after {:.1} s or more",
+                rest.as_secs_f64()
+            )?,
             None => writeln!(f, "none came back")?,
         }
         write!(

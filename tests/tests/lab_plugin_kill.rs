@@ -47,7 +47,10 @@ impl Point {
         let words = ["strace", "-f", "-o", "/dev/null", "-e"].map(str::to_owned);
         let trace = format!("trace={call}");
         let inject = format!("inject={call}:signal=KILL:when={number}");
-        words.into_iter().chain([trace, "-e".into(), inject]).collect()
+        words
+            .into_iter()
+            .chain([trace, "-e".into(), inject])
+            .collect()
     }
 }
 
@@ -134,7 +137,10 @@ fn a_kept_del_is_whole_or_absent() -> anyhow::Result<()> {
     }
     walk.check("DEL without a daemon", &points)?;
     println!("{} DELs kept, {} not", kept.len(), not_kept.len());
-    ensure!(!kept.is_empty() && !not_kept.is_empty(), "a walk of one kind");
+    ensure!(
+        !kept.is_empty() && !not_kept.is_empty(),
+        "a walk of one kind"
+    );
 
     lab.start_daemon(WORKER)?;
     let alive = carried(worker)?;
@@ -144,7 +150,9 @@ fn a_kept_del_is_whole_or_absent() -> anyhow::Result<()> {
         ensure!(left.is_empty(), "{id} has {left:?} after its DEL");
     }
     for (id, container) in &not_kept {
-        let addresses = alive.get(id).with_context(|| format!("{id} is not carried"))?;
+        let addresses = alive
+            .get(id)
+            .with_context(|| format!("{id} is not carried"))?;
         let found = remains::pod_addresses(&container.netns)?;
         ensure!(
             found == addresses.iter().copied().collect(),
@@ -191,7 +199,9 @@ impl Walk {
         match runtime.call_under(&point.killer(), verb, "pod", container)? {
             Ended::Killed => self.killed += 1,
             Ended::Answered(answer) => {
-                answer.done().with_context(|| format!("{verb} at {point:?}"))?;
+                answer
+                    .done()
+                    .with_context(|| format!("{verb} at {point:?}"))?;
                 self.missed += 1;
             }
         }
@@ -204,7 +214,11 @@ impl Walk {
             "{what}: killed at {} of {} system calls, {} of them after connect",
             self.killed,
             points.len(),
-            points.iter().rev().take_while(|point| point.call != "connect").count()
+            points
+                .iter()
+                .rev()
+                .take_while(|point| point.call != "connect")
+                .count()
         );
         ensure!(
             points.len() >= POINTS_MIN && self.missed <= MISSED_MAX,
@@ -256,7 +270,10 @@ fn delete(runtime: &Runtime<'_>, container: &Container) -> anyhow::Result<()> {
     eventually("it is gone", DELETED_MAX, || {
         let left = devices(&container.netns)?;
         ensure!(left.is_empty(), "{left:?} are left");
-        ensure!(!carried(worker)?.contains_key(&container.id), "it is carried");
+        ensure!(
+            !carried(worker)?.contains_key(&container.id),
+            "it is carried"
+        );
         ensure!(!records(worker)?.contains(&container.id), "it is on record");
         Ok(())
     })?;

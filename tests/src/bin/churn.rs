@@ -95,7 +95,10 @@ fn one(args: &Args, options: &Options) -> anyhow::Result<churn::Report> {
     let stage = Stage::enter()?;
     let report = churn::run(&stage, "churn", options, &mut |operations| {
         interrupt.check()?;
-        progress.step(&format!("{operations} of {} operations", options.operations));
+        progress.step(&format!(
+            "{operations} of {} operations",
+            options.operations
+        ));
         Ok(())
     })
     .with_context(|| format!("--seed {}", options.seed))?;

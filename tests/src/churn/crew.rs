@@ -125,7 +125,7 @@ impl<'a> Member<'a> {
             Some(container) => match self.draws.below(100) {
                 0..45 => self.delete(pod, container),
                 45..60 => self.delete_twice(pod, container),
-                60..72 => self.vanish(pod, container),
+                60..72 => self.vanish(container),
                 72..86 => self.replace(pod, container),
                 _ => self.delete_killed(pod, container),
             },
@@ -159,14 +159,15 @@ impl<'a> Member<'a> {
         match answer {
             Answer::Done(result) => {
                 let addresses = given(&result)?;
-                self.shared
-                    .model()
-                    .given(&container.id, &addresses, now)?;
+                self.shared.model().given(&container.id, &addresses, now)?;
                 check_interface(container, &addresses)?;
                 self.tally.adds += 1;
                 Ok(true)
             }
-            Answer::Failed { code: TRY_AGAIN, text } => {
+            Answer::Failed {
+                code: TRY_AGAIN,
+                text,
+            } => {
                 if let Some((_, rest)) = text.split_once("no free IPv") {
                     let ipv6 = rest.starts_with('6');
                     let total = self.shared.totals[usize::from(ipv6)];
@@ -215,7 +216,7 @@ impl<'a> Member<'a> {
         match self.draws.below(100) {
             0..50 => self.delete(pod, container),
             50..70 => self.add_again(pod, container),
-            _ => self.vanish(pod, container),
+            _ => self.vanish(container),
         }
     }
 
@@ -287,7 +288,7 @@ impl<'a> Member<'a> {
     }
 
     /// The namespace goes and nobody ever says so.
-    fn vanish(&mut self, _pod: &Pod, container: Container) -> anyhow::Result<bool> {
+    fn vanish(&mut self, container: Container) -> anyhow::Result<bool> {
         let Some(_operation) = self.shared.gate.begin() else {
             return self.stop(container);
         };
@@ -336,12 +337,12 @@ impl<'a> Member<'a> {
         if self.draws.chance(50) {
             self.delete(pod, container)
         } else {
-            self.vanish(pod, container)
+            self.vanish(container)
         }
     }
 
     /// Nothing may begin any more: the container stays as it is.
-    fn stop(&mut self, container: Container) -> anyhow::Result<bool> {
+    fn stop(&self, container: Container) -> anyhow::Result<bool> {
         let is_alive = self.shared.model().living().contains_key(&container.id);
         if !is_alive {
             self.remove(&container)?;
@@ -386,7 +387,10 @@ fn check_interface(container: &Container, addresses: &[IpAddr]) -> anyhow::Resul
     let found = remains::pod_addresses(&container.netns)?;
     let expected = addresses.iter().copied().collect();
     if found != expected {
-        bail!("{} has {found:?}, but ADD answered {addresses:?}", container.id);
+        bail!(
+            "{} has {found:?}, but ADD answered {addresses:?}",
+            container.id
+        );
     }
     Ok(())
 }

@@ -34,7 +34,9 @@ pub fn check_used(runtime: &Runtime<'_>, living: usize) -> anyhow::Result<()> {
         }
     };
     // "no free IPv4 address: RANGE has 3 used and 4 cooling down of 29".
-    let used = text.split_once(" has ").and_then(|(_, rest)| rest.split(' ').next());
+    let used = text
+        .split_once(" has ")
+        .and_then(|(_, rest)| rest.split(' ').next());
     let used: usize = used.and_then(|used| used.parse().ok()).context(text)?;
     for container in &made {
         runtime.del("fill", container)?;

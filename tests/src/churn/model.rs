@@ -145,12 +145,7 @@ impl Model {
         Ok(())
     }
 
-    fn check_free(
-        &mut self,
-        container: &str,
-        address: IpAddr,
-        at: Instant,
-    ) -> Result<(), Wrong> {
+    fn check_free(&mut self, container: &str, address: IpAddr, at: Instant) -> Result<(), Wrong> {
         if let Some(first) = self.holders.get(&address)
             && first != container
         {

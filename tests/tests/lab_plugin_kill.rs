@@ -1,29 +1,52 @@
-//! The plugin killed at each of its system calls in turn, by strace: whatever the moment, nothing is
-//! left of an ADD, a DEL can be repeated, and a kept DEL is on disk whole or not at all.
+//! The plugin killed at each of its system calls in turn, and the daemon at those of an ADD, by strace:
+//! whatever the moment, nothing is left of an ADD, a DEL can be repeated, and a kept DEL is on disk whole
+//! or not at all.
 #![allow(clippy::print_stdout)]
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use fabric_node::{
-    lab::{Lab, command},
+    lab::{Lab, command, process::Process},
     sys::netns::Netns,
 };
 use fabric_tests::{
     churn::{
         self,
-        exec::{Ended, Runtime},
+        exec::{self, Ended, Runtime},
         fill,
         remains::{self, carried, devices, kept_deletes, pending_files, records},
         survey::{Base, RECONCILE_MAX},
     },
     eventually::eventually,
-    plugin::Container,
+    plugin::{Answer, Container},
     stage::Stage,
     trace,
 };
+use rustix::process::Signal;
 
 const WORKER: &str = "worker-a";
+/// Calls of the daemon by which an ADD leaves something behind: records, devices, addresses and routes,
+/// threads in the pod's namespace, the answer.
+const CALLS_OF_ADD: [&str; 7] = [
+    "fsync", "rename", "ioctl", "setns", "sendto", "unlink", "write",
+];
+/// More calls of one kind than a thread of the daemon makes for an ADD.
+const DEATHS_PER_CALL_MAX: usize = 40;
+/// Fewer deaths than there are steps on disk and in the kernel.
+const DEATHS_MIN: usize = 10;
+/// How long after an answer the daemon may still be busy with it.
+const AFTER_ANSWER: Duration = Duration::from_millis(100);
+/// How long a tracer may take to get hold of all threads.
+const ATTACHED_MAX: Duration = Duration::from_secs(5);
+/// The code of the specification for "try again later".
+const TRY_AGAIN: u64 = 11;
 /// Enough for one pod at each system call, and few enough to be used up in the end.
 const RANGE: &str = "10.200.0.0/25";
 /// How long the daemon may take to be done with a container that was deleted.
@@ -166,6 +189,116 @@ fn a_kept_del_is_whole_or_absent() -> anyhow::Result<()> {
     nothing_left(&lab, &runtime, &base, 0)
 }
 
+/// A daemon killed at any of the system calls by which an ADD writes, makes the interface or answers has,
+/// after its next start, the whole pod if the ADD had succeeded, and nothing of it if not; a DEL, or the
+/// end of the namespace, leaves nothing of either.
+#[test]
+fn the_daemon_can_be_killed_anywhere_in_an_add() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let mut lab = lab(&stage, "kill-daemon")?;
+    let (runtime, base) = runtime(&stage, &lab)?;
+    let (mut deaths, mut answered) = (0, 0);
+    for call in CALLS_OF_ADD {
+        let mut number = 1;
+        loop {
+            let point = Point {
+                call: call.to_owned(),
+                number,
+            };
+            let container = runtime.container()?;
+            let died = add_to_dying_daemon(&mut lab, &runtime, &point, &container)
+                .with_context(|| format!("the daemon was to be killed at {point:?}"))?;
+            answered += usize::from(died == Some(true));
+            if died.is_none() || number % 2 == 0 {
+                delete(&runtime, &container)?;
+            }
+            Netns::remove_named(&container.netns)?;
+            if died.is_none() {
+                break;
+            }
+            deaths += 1;
+            number += 1;
+            ensure!(number <= DEATHS_PER_CALL_MAX, "it dies of every {call}");
+        }
+    }
+    println!(
+        "the daemon was killed {deaths} times during an ADD, {answered} times after its answer"
+    );
+    ensure!(deaths >= DEATHS_MIN, "it was hardly ever killed");
+    nothing_left(&lab, &runtime, &base, 0)
+}
+
+/// ADD, with a daemon that is killed at `point`. `None` if it lives on; else whether the ADD succeeded,
+/// and the next daemon is running.
+fn add_to_dying_daemon(
+    lab: &mut Lab,
+    runtime: &Runtime<'_>,
+    point: &Point,
+    container: &Container,
+) -> anyhow::Result<Option<bool>> {
+    let daemon = pid(lab)?;
+    let mut killer = attach(daemon, point)?;
+    let answer = runtime.call("ADD", "pod", container);
+    // The last calls come after the answer.
+    let process = Process::open(daemon);
+    let died = process.is_none_or(|process| process.wait(AFTER_ANSWER));
+    if let Some(killer) = Process::open(killer.id()) {
+        killer.signal(Signal::TERM);
+    }
+    killer.wait()?;
+    let succeeded = match answer? {
+        Answer::Done(result) => Some(exec::given(&result)?),
+        Answer::Failed {
+            code: TRY_AGAIN, ..
+        } => None,
+        Answer::Failed { code, text } => anyhow::bail!("code {code}: {text}"),
+    };
+    if !died {
+        ensure!(succeeded.is_some(), "ADD failed, but the daemon lives");
+        return Ok(None);
+    }
+    lab.start_daemon(WORKER)?;
+    let carried = carried(runtime.worker())?.remove(&container.id);
+    ensure!(
+        carried.is_some() || succeeded.is_none(),
+        "a pod is lost: ADD answered {succeeded:?}"
+    );
+    if let (Some(carried), Some(given)) = (&carried, &succeeded) {
+        ensure!(
+            carried == given,
+            "it has {carried:?}, ADD answered {given:?}"
+        );
+    }
+    let found = remains::pod_addresses(&container.netns)?;
+    let expected = carried.unwrap_or_default().into_iter().collect();
+    ensure!(
+        found == expected,
+        "eth0 has {found:?}, the daemon {expected:?}"
+    );
+    Ok(Some(succeeded.is_some()))
+}
+
+/// A tracer of all threads of the daemon that kills it at `point`.
+fn attach(daemon: u32, point: &Point) -> anyhow::Result<Child> {
+    let words = point.killer();
+    let (strace, options) = words.split_first().context("no tracer")?;
+    let mut program = Command::new(strace);
+    program.args(options).args(["-p", &daemon.to_string()]);
+    let tracer = program
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    eventually("all threads are traced", ATTACHED_MAX, || {
+        for task in fs::read_dir(format!("/proc/{daemon}/task"))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            ensure!(!status.contains("TracerPid:\t0\n"), "not yet");
+        }
+        Ok(())
+    })?;
+    Ok(tracer)
+}
+
 /// A lab of one worker with the range.
 fn lab(stage: &Stage, purpose: &str) -> anyhow::Result<Lab> {
     command::find("strace").context("there is no program strace: install strace")?;
@@ -185,7 +318,7 @@ fn runtime<'a>(stage: &'a Stage, lab: &Lab) -> anyhow::Result<(Runtime<'a>, Base
 #[derive(Default)]
 struct Walk {
     killed: usize,
-    missed: usize,
+    missed: Vec<Point>,
 }
 
 impl Walk {
@@ -202,7 +335,7 @@ impl Walk {
                 answer
                     .done()
                     .with_context(|| format!("{verb} at {point:?}"))?;
-                self.missed += 1;
+                self.missed.push(point.clone());
             }
         }
         Ok(())
@@ -211,9 +344,10 @@ impl Walk {
     /// All points but a few were reached.
     fn check(&self, what: &str, points: &[Point]) -> anyhow::Result<()> {
         println!(
-            "{what}: killed at {} of {} system calls, {} of them after connect",
+            "{what}: killed at {} of {} system calls (missed {:?}), {} of them after connect",
             self.killed,
             points.len(),
+            self.missed,
             points
                 .iter()
                 .rev()
@@ -221,10 +355,10 @@ impl Walk {
                 .count()
         );
         ensure!(
-            points.len() >= POINTS_MIN && self.missed <= MISSED_MAX,
-            "{} of {} calls were not reached",
-            self.missed,
-            points.len()
+            points.len() >= POINTS_MIN && self.missed.len() <= MISSED_MAX,
+            "of {} calls {:?} were not reached",
+            points.len(),
+            self.missed
         );
         Ok(())
     }

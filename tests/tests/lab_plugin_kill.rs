@@ -29,7 +29,6 @@ use fabric_tests::{
     stage::Stage,
     trace,
 };
-use rustix::process::{Pid, Signal, kill_process};
 
 const WORKER: &str = "worker-a";
 /// Calls of the daemon by which an ADD leaves something behind: records, devices, addresses and routes,
@@ -239,12 +238,17 @@ fn add_to_dying_daemon(
     let daemon = pid(lab)?;
     let mut killer = attach(daemon, point)?;
     let answer = runtime.call("ADD", "pod", container);
-    // The last calls come after the answer.
+    // The last calls come after the answer. A daemon whose tracer goes at this very moment dies at once
+    // or not at all; the tracer itself, asked to end then, might wait for it for ever.
     let process = Process::open(daemon);
-    let died = process.is_none_or(|process| process.wait(AFTER_ANSWER));
-    // One that has ended is not collected yet, so this hits no other process.
-    kill_process(Pid::from_child(&killer), Signal::TERM)?;
-    killer.wait()?;
+    let has_died = || {
+        process
+            .as_ref()
+            .is_none_or(|process| process.wait(AFTER_ANSWER))
+    };
+    let _ = has_died();
+    command::end(&mut killer);
+    let died = has_died();
     let succeeded = match answer? {
         Answer::Done(result) => Some(exec::given(&result)?),
         Answer::Failed {
@@ -283,18 +287,27 @@ fn attach(daemon: u32, point: &Point) -> anyhow::Result<Child> {
     let (strace, options) = words.split_first().context("no tracer")?;
     let mut program = Command::new(strace);
     program.args(options).args(["-p", &daemon.to_string()]);
-    let tracer = program
+    let mut tracer = program
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    eventually("all threads are traced", ATTACHED_MAX, || {
-        for task in fs::read_dir(format!("/proc/{daemon}/task"))? {
-            let status = fs::read_to_string(task?.path().join("status"))?;
+    let traced = eventually("all threads are traced", ATTACHED_MAX, || {
+        // A daemon or a thread that has ended meanwhile is not waited for.
+        for task in fs::read_dir(format!("/proc/{daemon}/task"))
+            .into_iter()
+            .flatten()
+        {
+            let status = fs::read_to_string(task?.path().join("status"));
+            let status = status.unwrap_or_default();
             ensure!(!status.contains("TracerPid:\t0\n"), "not yet");
         }
         Ok(())
-    })?;
+    });
+    if let Err(error) = traced {
+        command::end(&mut tracer);
+        return Err(error);
+    }
     Ok(tracer)
 }
 

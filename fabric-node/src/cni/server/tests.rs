@@ -173,6 +173,23 @@ async fn long_gcs() {
     assert_eq!(asking.await, Response::Done);
 }
 
+/// An ADD that succeeds is timed, one that is refused is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adds_are_timed() {
+    let rig = Rig::start();
+    for (netns, expected) in [("/run/netns/missing", 0), (POD, 1), (POD, 1)] {
+        let mut stream = rig
+            .send(&encode_frame(&add(key("c1"), netns)).unwrap())
+            .await;
+        receive(&mut stream).await;
+        // Closed only after everything is noted.
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        let figures = rig.attacher.add_times().figures();
+        assert_eq!(figures.adds, expected);
+        assert_eq!(figures.max_ms > 0.0, expected > 0);
+    }
+}
+
 /// Frames that are too long, empty, no JSON, or another protocol's get an error and cost nothing;
 /// half a frame gets nothing; the next plugin is served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -74,3 +74,17 @@ fn unfinished_requests() {
     left.sort();
     assert_eq!(left, ["4567.delete.78.tmp", "README"]);
 }
+
+/// A DEL that the plugin kept while the daemon was about to listen is carried out by the next look,
+/// without anybody asking.
+#[test]
+fn pending_delete_behind_the_start() {
+    let (state, world) = start();
+    add_answered(&world.attacher(state.path()), "c1", POD);
+    world.die();
+    let attacher = Arc::new(world.attacher(state.path()));
+    assert_eq!(attacher.restore().restored, 1);
+    leave_pending(state.path(), "c1");
+    assert_eq!(attacher.sweep().deleted, 1);
+    assert_eq!((world.attached(), world.interfaces()), (0, 0));
+}

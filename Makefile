@@ -43,12 +43,13 @@ BENCH_PEERS_ARGS ?=
 BENCH_FAIR_ARGS ?=
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
+CHURN_ARGS ?=
 BENCH_FLAME_ARGS ?=
 BENCH_LIMITS_ARGS ?=
 BENCH_OFFLOADS_ARGS ?=
 
 .PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab runtimes bench-check \
-	bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads fuzz soak deny clean-lab
+	bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads fuzz soak churn deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -133,6 +134,10 @@ fuzz: build ## 10 million made-up inputs for the plugin, more for other parsers,
 soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an hour; needs root
 	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair
 	$(TARGET_DIR)/debug/soak $(SOAK_ARGS)
+
+churn: build ## 10,000 ADDs and DELs while daemon and plugin are killed: five minutes; needs root
+	$(CARGO) build $(LOCKED) --workspace --bin churn
+	$(TARGET_DIR)/debug/churn $(CHURN_ARGS)
 
 bench-flame: build ## Flame graphs of both ends of a TCP stream; needs root and perf
 	$(CARGO) build $(LOCKED) --workspace --bin bench-flame

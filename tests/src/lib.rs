@@ -1,7 +1,7 @@
 //! What the integration tests share: labs made of the real release binaries, traffic inside of them,
 //! and questions to the daemons; and a fabric simulated in memory. The tests themselves are in
-//! `tests/`; the program `soak` is for what takes too long for every change, the program `impair` is the
-//! bad cable in some of these labs.
+//! `tests/`; the programs `soak` and `churn` are for what takes too long for every change, the program
+//! `impair` is the bad cable in some of these labs.
 
 pub mod account;
 pub mod churn;
@@ -14,6 +14,7 @@ pub mod load;
 pub mod machine;
 pub mod matrix;
 pub mod operator;
+pub mod pings;
 pub mod plugin;
 pub mod probe;
 pub mod runtime;

@@ -1,6 +1,6 @@
 //! Execs of the real plugin with any environment and configuration, as a container runtime does.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use fabric_node::{
@@ -143,6 +143,23 @@ pub fn call_under(
     container: Option<&Container>,
     more: Value,
 ) -> anyhow::Result<Answer> {
+    let (program, config) = prepared(wrapper, stage, worker, verb, container, more);
+    let answer = inside(&worker.netns, move || {
+        command::run(program, config.as_bytes(), CALL_MAX)
+    })?;
+    parse(verb, &answer)
+}
+
+/// The command of one call, to be run in the worker's namespace, and what it reads from standard input.
+#[must_use]
+pub fn prepared(
+    wrapper: &[String],
+    stage: &Stage,
+    worker: &Worker,
+    verb: &str,
+    container: Option<&Container>,
+    more: Value,
+) -> (Command, String) {
     let mut config = json!({
         "cniVersion": "1.1.0",
         "name": "fabric",
@@ -164,9 +181,15 @@ pub fn call_under(
             .env("CNI_NETNS", &container.netns)
             .env("CNI_IFNAME", "eth0");
     }
-    let answer = inside(&worker.netns, move || {
-        command::run(program, config.to_string().as_bytes(), CALL_MAX)
-    })?;
+    (program, config.to_string())
+}
+
+/// What the plugin answered to `verb`.
+///
+/// # Errors
+///
+/// It breaks the protocol.
+pub fn parse(verb: &str, answer: &command::Answer) -> anyhow::Result<Answer> {
     let text = answer.stdout.trim();
     let value = if text.is_empty() {
         Value::Null

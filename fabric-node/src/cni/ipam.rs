@@ -14,8 +14,9 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 /// How long a released address rests before it is handed out again (seconds): longer than the
-/// caches of neighbours, resolvers and connection pools that still point at it.
-pub const ADDRESS_COOLDOWN_S: u64 = 120;
+/// caches of neighbours, resolvers and connection pools that still point at it. 120 s are promised; the
+/// clock counts whole seconds, so that up to one of those counted has not passed.
+pub const ADDRESS_COOLDOWN_S: u64 = 121;
 /// Most rested addresses whose order of release is remembered (addresses). Beyond it the longest
 /// rested are handed out in the order of their numbers.
 const RESTING_MAX: usize = 65_536;

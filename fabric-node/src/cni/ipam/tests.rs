@@ -121,7 +121,7 @@ fn requested_addresses() {
         refuse(&["10.0.0.10"]),
         IpamError::Resting {
             address: ip("10.0.0.10"),
-            seconds: 110
+            seconds: 50 + ADDRESS_COOLDOWN_S - 60
         }
     );
     for reserved in [

@@ -9,3 +9,4 @@ pub mod cri;
 pub mod image;
 pub mod leaks;
 pub mod place;
+pub mod pod;

@@ -1,7 +1,7 @@
 //! Generates the client of the container runtimes' interface from its definition, without `protoc`.
 //!
-//! `proto/cri/api.proto` comes in, unchanged from `pkg/apis/runtime/v1` of the Go module k8s.io/cri-api v0.36.0 (Apache-2.0);
-//! a Rust module goes out, into Cargo's folder.
+//! `proto/cri/api.proto` comes in, unchanged from `pkg/apis/runtime/v1` of the Go module k8s.io/cri-api v0.36.0
+//! (Apache-2.0); a Rust module goes out, into Cargo's folder.
 
 /// The definition, and the folder it is relative to.
 const DEFINITION: &str = "proto/cri/api.proto";

@@ -93,7 +93,7 @@ lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile p
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
 
 # All mounts and processes of such a test die with its namespaces; the mounts are private to them.
-SANDBOX := unshare --mount --pid --fork --kill-child --mount-proc --propagation private
+SANDBOX := scripts/sandbox
 
 runtimes: build ## Tests under real container runtimes: containerd, podman, CRI; needs root
 	$(if $(RUNTIME_TESTS),$(CARGO) test $(LOCKED) --no-run -p fabric-tests $(addprefix --test ,$(RUNTIME_TESTS)))

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use fabric_core::ids::PortId;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     admin::{server as admin_server, view::NodeView},
@@ -43,7 +43,10 @@ const CONTROL_THREADS: usize = 2;
 /// How often the data-plane threads are looked after.
 const WORKER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often attachments are compared with the namespaces that exist.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+///
+/// A namespace counts as gone when two looks in a row found it gone, so what lost its namespace
+/// without a DEL is free again after two intervals at most.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Runs a node until a signal ends it.
 ///
@@ -113,7 +116,11 @@ impl Node {
     async fn serve(self, config: &NodeConfig) -> anyhow::Result<()> {
         let (stop, stopped) = watch::channel(false);
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
-        let view = Arc::new(NodeView::new(self.in_force.clone(), self.wanted));
+        let view = Arc::new(NodeView::new(
+            self.in_force.clone(),
+            self.wanted,
+            self.attacher.add_times(),
+        ));
         let mut servers = JoinSet::new();
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
         servers.spawn(async { admin.await.context("the admin socket") });
@@ -169,8 +176,10 @@ async fn serve_cni(
     stopped: watch::Receiver<bool>,
 ) {
     let sweeps = async {
+        // The first tick is at once: a DEL that the plugin kept on disk after the start had read
+        // them, and before the socket was there, is carried out now.
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
-        interval.tick().await;
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             let (attacher, in_force) = (attacher.clone(), in_force.clone());

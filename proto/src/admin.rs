@@ -21,7 +21,7 @@ pub struct Document<T> {
 }
 
 /// `kind: Status`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// This node's id.
@@ -59,6 +59,25 @@ pub struct Status {
     /// QUIC packets that were lost at this node's underlay sockets.
     #[serde(default)]
     pub underlay_losses: UnderlayLosses,
+    /// How long pods took to attach.
+    #[serde(default)]
+    pub attach: AttachTimes,
+}
+
+/// How long the ADDs took that succeeded since the daemon's start: from the request to the answer
+/// that the plugin was sent, waiting for a free place included, without the plugin's own start and
+/// end. Zero before the first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttachTimes {
+    /// How many there were.
+    pub adds: u64,
+    /// Half took no longer (milliseconds, at most 1/16 too high).
+    pub p50_ms: f64,
+    /// 99 of 100 took no longer (milliseconds, at most 1/16 too high).
+    pub p99_ms: f64,
+    /// The slowest one (milliseconds).
+    pub max_ms: f64,
 }
 
 /// QUIC packets that were lost at a node's underlay sockets since the daemon's start. No part of the

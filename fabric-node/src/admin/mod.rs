@@ -34,7 +34,8 @@ pub(crate) mod sample {
     //! One small cluster, seen from worker-a.
 
     use fabric_proto::admin::{
-        Device, DropCount, OffloadOff, PacketAccount, Peer, Pod, Route, Tally, UnderlayLosses,
+        AttachTimes, Device, DropCount, OffloadOff, PacketAccount, Peer, Pod, Route, Tally,
+        UnderlayLosses,
     };
 
     use super::*;
@@ -85,6 +86,12 @@ pub(crate) mod sample {
                     dropped: 1,
                     conserved: true,
                     ..PacketAccount::default()
+                },
+                attach: AttachTimes {
+                    adds: 12,
+                    p50_ms: 3.5,
+                    p99_ms: 4.63,
+                    max_ms: 4.75,
                 },
                 underlay_losses: UnderlayLosses {
                     overrun: 5,

@@ -14,7 +14,7 @@ use fabric_proto::admin::{
 
 use super::{STATE_DEGRADED, STATE_READY, View};
 use crate::{
-    cni::clock::Moment,
+    cni::{clock::Moment, times::AddTimes},
     control::in_force::{Attached, InForce},
     offloads,
     sys::tun::TunOffloads,
@@ -28,13 +28,19 @@ use crate::{
 pub struct NodeView {
     in_force: Arc<InForce>,
     wanted: TunOffloads,
+    add_times: Arc<AddTimes>,
 }
 
 impl NodeView {
-    /// A view of `in_force`, whose devices were asked for the offloads `wanted`.
+    /// A view of `in_force`, whose devices were asked for the offloads `wanted`, and of how long ADDs
+    /// take.
     #[must_use]
-    pub fn new(in_force: Arc<InForce>, wanted: TunOffloads) -> Self {
-        Self { in_force, wanted }
+    pub fn new(in_force: Arc<InForce>, wanted: TunOffloads, add_times: Arc<AddTimes>) -> Self {
+        Self {
+            in_force,
+            wanted,
+            add_times,
+        }
     }
 
     fn offloads_off(&self) -> Vec<OffloadOff> {
@@ -118,6 +124,7 @@ impl View for NodeView {
             offloads_off: self.offloads_off(),
             packets: account(&in_force.dataplane().counters()),
             underlay_losses: underlay_losses(in_force.dataplane().underlay_losses()),
+            attach: self.add_times.figures(),
         }
     }
 

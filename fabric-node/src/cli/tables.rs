@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use fabric_proto::admin::{
-    DropList, PacketAccount, PeerList, PodList, RouteList, Status, Tally, UnderlayLosses,
+    AttachTimes, DropList, PacketAccount, PeerList, PodList, RouteList, Status, Tally,
+    UnderlayLosses,
 };
 
 use crate::terminal::output::{NONE, Show, age, list, or_none, printable, table};
@@ -24,6 +25,7 @@ impl Show for Status {
                 format!("{} of {} connected", self.peers_connected, self.peers_total),
             ),
             ("Pods", self.pods.to_string()),
+            ("Attach", attach_times(self.attach)),
             (
                 "Host-Device",
                 format!(
@@ -70,6 +72,16 @@ impl Show for Status {
         }
         text
     }
+}
+
+fn attach_times(times: AttachTimes) -> String {
+    if times.adds == 0 {
+        return NONE.to_owned();
+    }
+    format!(
+        "{} ADDs, p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
+        times.adds, times.p50_ms, times.p99_ms, times.max_ms
+    )
 }
 
 fn offloads_off(status: &Status) -> String {
@@ -251,6 +263,7 @@ Version:         0.1.0
 Uptime:          62m
 Peers:           1 of 2 connected
 Pods:            1
+Attach:          12 ADDs, p50 3.5 ms, p99 4.6 ms, max 4.8 ms
 Host-Device:     fabric0 10.0.0.1 (checksum,tso4)
 Underlay:        udp-gro
 Offloads-Off:    udp-gso (off in node.toml)

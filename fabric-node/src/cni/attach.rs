@@ -41,6 +41,7 @@ use super::{
     ipam::{ADDRESS_COOLDOWN_S, Ipam},
     links::{InterfacePlan, KernelLinks, LinkError, Links},
     store::{Record, State, Store, StoreError},
+    times::AddTimes,
 };
 use crate::sys::{
     netns::NetnsId,
@@ -113,6 +114,8 @@ struct Entry {
     published: bool,
     /// The last sweep found its namespace gone.
     seen_gone: bool,
+    /// Why the last attempt to take it up failed.
+    trouble: Option<String>,
 }
 
 type Clock = Box<dyn Fn() -> std::io::Result<Moment> + Send + Sync>;
@@ -129,6 +132,7 @@ pub struct Attacher<L: Links = KernelLinks> {
     entries: Mutex<HashMap<AttachmentKey, Entry>>,
     /// Records of released addresses, kept until they have rested.
     resting: Mutex<Vec<Record>>,
+    add_times: Arc<AddTimes>,
     #[cfg(test)]
     on_step: Box<dyn Fn(Step) + Send + Sync>,
 }
@@ -183,6 +187,7 @@ impl<L: Links> Attacher<L> {
             ipam: Mutex::new(ipam),
             entries: Mutex::new(entries),
             resting: Mutex::new(resting),
+            add_times: Arc::default(),
             #[cfg(test)]
             on_step: Box::new(|_| {}),
         })
@@ -192,6 +197,12 @@ impl<L: Links> Attacher<L> {
     #[must_use]
     pub fn begin_add(&self, key: AttachmentKey) -> AddTicket {
         self.keys.begin_add(key)
+    }
+
+    /// Where the server notes how long ADDs took.
+    #[must_use]
+    pub fn add_times(&self) -> Arc<AddTimes> {
+        Arc::clone(&self.add_times)
     }
 
     /// All attachments, in no particular order.

@@ -76,6 +76,10 @@ pub trait Links: Send + Sync + 'static {
     /// [`LinkError::Gone`] only when there certainly is no namespace at the path.
     fn open(&self, path: &Path) -> Result<(Self::Namespace, NetnsId), LinkError>;
 
+    /// Whether the namespace `id` is at `path`, without opening it: for looks that are taken all the
+    /// time. `false` proves nothing; [`Links::open`] tells more.
+    fn is_at(&self, path: &Path, id: NetnsId) -> bool;
+
     /// Identity of the namespace that the daemon itself is in.
     ///
     /// # Errors
@@ -142,6 +146,10 @@ impl Links for KernelLinks {
         })?;
         let id = netns.identity();
         Ok((netns, id))
+    }
+
+    fn is_at(&self, path: &Path, id: NetnsId) -> bool {
+        NetnsId::of_file(path).is_ok_and(|found| found == id)
     }
 
     fn own(&self) -> Result<NetnsId, LinkError> {

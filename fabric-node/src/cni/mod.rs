@@ -10,3 +10,4 @@ pub mod ipam;
 pub mod links;
 pub mod server;
 pub mod store;
+pub mod times;

@@ -12,7 +12,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fabric_proto::cni::{
@@ -263,6 +263,7 @@ impl<L: Links> Desk<L> {
         ticket: Arc<AddTicket>,
         request: AddRequest,
     ) {
+        let began = Instant::now();
         let key = ticket.key().clone();
         let work = {
             let (attacher, ticket) = (Arc::clone(&self.attacher), Arc::clone(&ticket));
@@ -294,6 +295,7 @@ impl<L: Links> Desk<L> {
         let attacher = Arc::clone(&self.attacher);
         let closing = match sent {
             Ok(()) => {
+                self.attacher.add_times().record(began.elapsed());
                 blocking(Arc::clone(&self.requests), move || {
                     attacher.answered(&ticket);
                     Ok(())

@@ -102,6 +102,22 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
+impl NetnsId {
+    /// Device and inode of the file at `path`, which are the identity of a namespace if it is one:
+    /// to be compared with one that is known. Opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let stat = rustix::fs::stat(path)?;
+        Ok(Self {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+        })
+    }
+}
+
 impl fmt::Display for NetnsId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "net:[{}]", self.ino)

@@ -189,6 +189,7 @@ impl<L: Links> Attacher<L> {
             record: record.clone(),
             published: false,
             seen_gone: false,
+            trouble: None,
         };
         lock(&self.entries).insert(record.key.clone(), entry);
         self.step(Step::Planned);

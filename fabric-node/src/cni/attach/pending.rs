@@ -4,13 +4,19 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use fabric_proto::cni::{PENDING_DELETES_DIR, PendingDelete};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{AttachError, Attacher, Turn};
 use crate::cni::links::Links;
+
+/// What the name of a request ends with that a plugin is writing.
+const UNFINISHED_SUFFIX: &str = ".tmp";
+/// A plugin that has not finished its file after this was killed: it writes a few hundred bytes.
+const UNFINISHED_MAX: Duration = Duration::from_secs(60);
 
 impl<L: Links> Attacher<L> {
     /// Carries out all DELs on disk; how many there were. One that cannot be carried out stays and
@@ -27,30 +33,36 @@ impl<L: Links> Attacher<L> {
         };
         let mut drained = 0;
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            let finished = path
-                .to_str()
-                .is_some_and(|path| path.ends_with(PendingDelete::SUFFIX));
-            if !finished {
-                continue;
-            }
-            match read(&path) {
-                Ok(pending) => {
-                    let claim = self.keys.claim(pending.key);
-                    match self.drain_pending(&claim.turn()) {
-                        Ok(()) => drained += 1,
-                        Err(error) => {
-                            warn!(file = %path.display(), %error, "a DEL request left by the plugin waits for the next sweep");
-                        }
-                    }
-                }
-                Err(reason) => {
-                    // Written whole or not at all by the plugin: this is damage or foreign.
-                    warn!(file = %path.display(), reason, "unreadable DEL request removed");
-                    let _ = fs::remove_file(&path);
-                }
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.ends_with(PendingDelete::SUFFIX)) {
+                drained += usize::from(self.drain_file(&path));
+            } else if name.is_some_and(|name| name.ends_with(UNFINISHED_SUFFIX)) {
+                remove_if_stale(&path);
             }
         }
         drained
+    }
+
+    /// Whether the file held a DEL that is now carried out.
+    fn drain_file(&self, path: &Path) -> bool {
+        match read(path) {
+            Ok(pending) => {
+                let claim = self.keys.claim(pending.key);
+                self.drain_pending(&claim.turn())
+                    .inspect_err(|error| {
+                        warn!(file = %path.display(), %error, "a DEL request left by the plugin waits for the next sweep");
+                    })
+                    .is_ok()
+            }
+            // An ADD or DEL of the same key has carried it out meanwhile.
+            Err(_) if !path.exists() => false,
+            Err(reason) => {
+                // Written whole or not at all by the plugin: this is damage or foreign.
+                warn!(file = %path.display(), reason, "unreadable DEL request removed");
+                let _ = fs::remove_file(path);
+                false
+            }
+        }
     }
 
     /// Carries out the DEL on disk for one key, if there is one. It came before whatever has the
@@ -75,6 +87,23 @@ impl<L: Links> Attacher<L> {
 
     fn pending_folder(&self) -> PathBuf {
         self.state_dir.join(PENDING_DELETES_DIR)
+    }
+}
+
+/// Unfinished files count among those that the plugin lets pile up, so they must not stay.
+fn remove_if_stale(path: &Path) {
+    let age = fs::symlink_metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .map(|modified| modified.elapsed().unwrap_or_default());
+    if age.is_ok_and(|age| age >= UNFINISHED_MAX) {
+        match fs::remove_file(path) {
+            Ok(()) => {
+                info!(file = %path.display(), "removed a DEL request that its plugin never finished");
+            }
+            Err(error) => {
+                warn!(file = %path.display(), %error, "cannot remove an unfinished DEL request");
+            }
+        }
     }
 }
 

@@ -79,6 +79,7 @@ pub(super) fn take_up(
             record,
             published: false,
             seen_gone: false,
+            trouble: None,
         };
         entries.insert(entry.record.key.clone(), entry);
     }
@@ -181,10 +182,7 @@ impl<L: Links> Attacher<L> {
         };
         let namespace = match (self.namespace_of(&record, &now), &record.state) {
             (Where::There(namespace), State::Attached { .. }) => namespace,
-            (Where::Unknown(reason), _) => {
-                warn!(container, %netns, reason, "cannot take up a pod; the next sweep tries again");
-                return Outcome::Failed;
-            }
+            (Where::Unknown(reason), _) => return self.not_taken_up(&record, reason),
             (Where::There(_) | Where::Gone, _) => {
                 info!(container, %netns, "released: its namespace has gone or its ADD was cut short");
                 return match self.detach(&turn) {
@@ -203,37 +201,56 @@ impl<L: Links> Attacher<L> {
             .and_then(|device| self.fabric.attach(attachment(&record), device));
         match published {
             Ok(_) => {
-                self.change(key, |entry| entry.published = true);
+                self.change(key, |entry| {
+                    entry.published = true;
+                    entry.trouble = None;
+                });
                 Outcome::Restored
             }
-            Err(reason) => {
-                warn!(container, %netns, reason, "cannot take up a pod; the next sweep tries again");
-                Outcome::Failed
-            }
+            Err(reason) => self.not_taken_up(&record, reason),
         }
+    }
+
+    /// Every sweep tries again; the log has a reason once, until another takes its place.
+    fn not_taken_up(&self, record: &Record, reason: String) -> Outcome {
+        let key = &record.key;
+        let known = self.entry(key).and_then(|entry| entry.trouble);
+        if known.as_ref() != Some(&reason) {
+            let (container, netns) = (&key.container_id, record.netns.display());
+            warn!(container, %netns, reason, "cannot take up a pod; every sweep tries again");
+            self.change(key, |entry| entry.trouble = Some(reason));
+        }
+        Outcome::Failed
     }
 
     /// Carries out DELs left on disk, retries pods that could not be taken up, frees attachments
     /// whose namespace two sweeps in a row found gone, and removes records that have rested. To be
-    /// called about twice a minute.
+    /// called every few seconds: for a pod that is in order it costs one look at a path.
     pub fn sweep(&self) -> SweepReport {
         let mut report = SweepReport {
             deleted: self.drain_all_pending(),
             ..SweepReport::default()
         };
-        let keys: Vec<_> = lock(&self.entries).keys().cloned().collect();
-        for key in keys {
-            self.sweep_one(&key, &mut report);
+        let now = match (self.clock)() {
+            Ok(now) => now,
+            Err(error) => {
+                warn!(%error, "cannot read the clocks");
+                return report;
+            }
+        };
+        let suspects: Vec<_> = lock(&self.entries)
+            .values()
+            .map(|entry| entry.record.key.clone())
+            .collect();
+        for key in suspects {
+            self.sweep_one(&key, &now, &mut report);
         }
-        report.rested = self.forget_rested();
+        report.rested = self.forget_rested(&now);
         report
     }
 
-    fn sweep_one(&self, key: &AttachmentKey, report: &mut SweepReport) {
+    fn sweep_one(&self, key: &AttachmentKey, now: &Moment, report: &mut SweepReport) {
         let Some(entry) = self.entry(key) else {
-            return;
-        };
-        let Ok(now) = (self.clock)() else {
             return;
         };
         if !entry.published {
@@ -244,7 +261,11 @@ impl<L: Links> Attacher<L> {
             }
             return;
         }
-        let gone = matches!(self.namespace_of(&entry.record, &now), Where::Gone);
+        let Record {
+            netns, netns_id, ..
+        } = &entry.record;
+        let gone = !self.links.is_at(netns, (*netns_id).into())
+            && matches!(self.namespace_of(&entry.record, now), Where::Gone);
         if gone && entry.seen_gone {
             match self.free_if_gone(key) {
                 Ok(freed) => report.released += usize::from(freed),
@@ -252,16 +273,13 @@ impl<L: Links> Attacher<L> {
                     warn!(container = key.container_id, %error, "cannot free an attachment");
                 }
             }
-        } else {
+        } else if gone != entry.seen_gone {
             self.change(key, |entry| entry.seen_gone = gone);
         }
     }
 
     /// A record that cannot be removed is tried again by the next sweep.
-    fn forget_rested(&self) -> usize {
-        let Ok(now) = (self.clock)() else {
-            return 0;
-        };
+    fn forget_rested(&self, now: &Moment) -> usize {
         let candidates = std::mem::take(&mut *lock(&self.resting));
         let before = candidates.len();
         let kept: Vec<Record> = candidates

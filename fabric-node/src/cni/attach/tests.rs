@@ -6,6 +6,7 @@
 
 pub(in crate::cni) mod fake;
 mod kernel;
+mod pending;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,7 +14,7 @@ use std::{
     thread,
 };
 
-use fabric_proto::cni::{Attached, Failure, PENDING_DELETES_DIR, PendingDelete, code};
+use fabric_proto::cni::{Attached, Failure, code};
 use tempfile::TempDir;
 
 use super::*;
@@ -458,46 +459,6 @@ fn reboot() {
     let report = Arc::new(attacher).restore();
     assert_eq!((report.restored, report.released), (0, 1));
     assert_eq!(world.attached(), 0);
-}
-
-fn leave_pending(state: &Path, container_id: &str) {
-    let folder = state.join(PENDING_DELETES_DIR);
-    std::fs::create_dir_all(&folder).unwrap();
-    let pending = PendingDelete::new(key(container_id));
-    let path = folder.join(PendingDelete::file_name(&pending.key));
-    std::fs::write(path, serde_json::to_vec(&pending).unwrap()).unwrap();
-}
-
-/// DELs left on disk are carried out before pods are taken up, and damaged ones are thrown away.
-#[test]
-fn pending_deletes_at_the_start() {
-    let (state, world) = start();
-    drop(add_answered(&world.attacher(state.path()), "c1", POD));
-    world.die();
-    leave_pending(state.path(), "c1");
-    leave_pending(state.path(), "never-seen");
-    let folder = state.path().join(PENDING_DELETES_DIR);
-    std::fs::write(folder.join("damaged.delete"), b"{").unwrap();
-    let attacher = Arc::new(world.attacher(state.path()));
-    let report = attacher.restore();
-    assert_eq!((report.deleted, report.restored), (2, 0));
-    assert_eq!((world.attached(), world.interfaces()), (0, 0));
-    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
-}
-
-/// A DEL on disk is older than an ADD that comes later: the ADD stands, also after the next sweep.
-#[test]
-fn pending_delete_before_an_add() {
-    let (state, world) = start();
-    let attacher = world.attacher(state.path());
-    add_answered(&attacher, "c1", POD);
-    leave_pending(state.path(), "c1");
-    let again = add_answered(&attacher, "c1", POD);
-    assert_eq!(again.addresses[0].to_string(), "10.0.0.3");
-    assert_eq!(attacher.sweep().deleted, 0);
-    attacher
-        .check(&key("c1"), Path::new(POD), &again.addresses)
-        .unwrap();
 }
 
 /// CHECK notices each way in which an interface can differ, and tolerates additions.

@@ -97,6 +97,10 @@ impl Links for Hand {
             .ok_or_else(|| LinkError::Gone(format!("{} is missing", path.display())))
     }
 
+    fn is_at(&self, path: &Path, id: NetnsId) -> bool {
+        !self.0.refuses("open") && lock(&self.0.namespaces).get(path) == Some(&id)
+    }
+
     fn own(&self) -> Result<NetnsId, LinkError> {
         Ok(OWN)
     }

@@ -208,3 +208,28 @@ fn namespaces_are_not_pinned() {
     attacher.del(&key("c1")).unwrap();
     assert_eq!(used(&attacher), [(0, 1), (0, 1)]);
 }
+
+/// Processor time that the calling thread has used, as the scheduler counts it.
+fn processor_time() -> std::time::Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    std::time::Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// A sweep over 250 pods that are in order costs less than 1 % of a core, at one every 3 s.
+#[test]
+fn sweeps_are_cheap() {
+    const SWEEPS: u32 = 10;
+    let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());
+    let attacher =
+        Attacher::open(state.path(), Arc::<Devices>::default(), TunOffloads::ALL).unwrap();
+    for index in 0..250 {
+        let netns = pods.make(&format!("pod-{index}"));
+        add_answered(&attacher, &format!("c{index}"), &netns);
+    }
+    let before = processor_time();
+    for _ in 0..SWEEPS {
+        assert_eq!(attacher.sweep(), SweepReport::default());
+    }
+    let each = (processor_time() - before) / SWEEPS;
+    assert!(each < std::time::Duration::from_millis(30), "{each:?}");
+}

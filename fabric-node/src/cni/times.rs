@@ -1,0 +1,153 @@
+//! How long ADDs take: pure, a histogram of fixed size.
+//!
+//! Comes in: one duration per ADD. Goes out: how many there were, the middle, the slow end, the
+//! slowest. Never done here: asking a clock.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use fabric_proto::admin::AttachTimes;
+
+/// Buckets per doubling of the duration: a quantile is told at most 1/16 too high.
+const BUCKETS_PER_DOUBLING: usize = 16;
+/// Buckets (3 KiB). The last one begins at 130 s, which is longer than any plugin waits; what takes
+/// longer still is counted there, and shown exactly as the slowest.
+const BUCKETS: usize = 384;
+
+/// Durations of ADDs since the daemon's start. Any number of threads may record at once.
+#[derive(Debug)]
+pub struct AddTimes {
+    /// ADDs by duration in microseconds: one bucket each up to 16 µs, then 16 per doubling.
+    counts: [AtomicU64; BUCKETS],
+    max_us: AtomicU64,
+}
+
+impl Default for AddTimes {
+    fn default() -> Self {
+        Self {
+            counts: [const { AtomicU64::new(0) }; BUCKETS],
+            max_us: AtomicU64::new(0),
+        }
+    }
+}
+
+impl AddTimes {
+    /// Counts one ADD.
+    pub fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(count) = self.counts.get(bucket_of(us)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.max_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// The figures so far.
+    #[must_use]
+    pub fn figures(&self) -> AttachTimes {
+        let counts = self.counts.each_ref().map(|c| c.load(Ordering::Relaxed));
+        let adds = counts.iter().sum();
+        let max_us = self.max_us.load(Ordering::Relaxed);
+        AttachTimes {
+            adds,
+            p50_ms: ms(quantile(&counts, adds, 50).min(max_us)),
+            p99_ms: ms(quantile(&counts, adds, 99).min(max_us)),
+            max_ms: ms(max_us),
+        }
+    }
+}
+
+/// The end of the bucket in which the ADD of that rank is, so that at least `percent` of all took no
+/// longer (microseconds).
+fn quantile(counts: &[u64; BUCKETS], adds: u64, percent: u64) -> u64 {
+    let rank = adds.saturating_mul(percent).div_ceil(100);
+    let mut seen = 0_u64;
+    let reached = counts.iter().position(|count| {
+        seen = seen.saturating_add(*count);
+        seen > 0 && seen >= rank
+    });
+    reached.map_or(0, end_of)
+}
+
+fn bucket_of(us: u64) -> usize {
+    const LINEAR: u64 = BUCKETS_PER_DOUBLING as u64;
+    let linear = usize::try_from(us.min(LINEAR)).unwrap_or(BUCKETS_PER_DOUBLING);
+    if us < LINEAR {
+        return linear;
+    }
+    // Doublings beyond the linear part, and the four bits behind the leading one.
+    let doublings = us.ilog2().saturating_sub(LINEAR.ilog2());
+    let place = usize::try_from((us >> doublings) & (LINEAR - 1)).unwrap_or_default();
+    let row = usize::try_from(doublings)
+        .unwrap_or(BUCKETS)
+        .saturating_add(1);
+    row.saturating_mul(BUCKETS_PER_DOUBLING)
+        .saturating_add(place)
+        .min(BUCKETS - 1)
+}
+
+/// The largest duration that a bucket counts (microseconds).
+fn end_of(bucket: usize) -> u64 {
+    let (row, place) = (bucket / BUCKETS_PER_DOUBLING, bucket % BUCKETS_PER_DOUBLING);
+    let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let Some(doublings) = row.checked_sub(1) else {
+        return number(bucket);
+    };
+    (number(BUCKETS_PER_DOUBLING + place + 1) << doublings).saturating_sub(1)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "durations below 2^53 µs, which is 285 years"
+)]
+fn ms(us: u64) -> f64 {
+    us as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every duration falls into a bucket that ends no earlier than it and at most 1/16 later, and
+    /// buckets follow each other without a gap.
+    #[test]
+    fn buckets_are_narrow_and_without_gaps() {
+        for bucket in 1..BUCKETS {
+            assert_eq!(bucket_of(end_of(bucket - 1) + 1), bucket);
+            assert_eq!(bucket_of(end_of(bucket)), bucket);
+        }
+        for us in (0..200_000).chain([1_000_000, 9_999_999, 59_000_000]) {
+            let end = end_of(bucket_of(us));
+            assert!(us <= end && end - us <= us / 16, "{us}: {end}");
+        }
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    /// The quantiles of 1,000 ADDs of 1 to 1,000 ms are those of the sorted list, 1/16 too high at
+    /// most, and the slowest is exact.
+    #[test]
+    fn quantiles() {
+        let times = AddTimes::default();
+        assert_eq!(times.figures(), AttachTimes::default());
+        for ms in (1..=1_000).rev() {
+            times.record(Duration::from_millis(ms));
+        }
+        let figures = times.figures();
+        assert_eq!(figures.adds, 1_000);
+        assert!((500.0..=531.25).contains(&figures.p50_ms), "{figures:?}");
+        assert!((990.0..=1_000.0).contains(&figures.p99_ms), "{figures:?}");
+        assert!((figures.max_ms - 1_000.0).abs() < f64::EPSILON);
+    }
+
+    /// One ADD is its own middle, slow end and maximum.
+    #[test]
+    fn one() {
+        let times = AddTimes::default();
+        times.record(Duration::from_micros(4_321));
+        let figures = times.figures();
+        for ms in [figures.p50_ms, figures.p99_ms, figures.max_ms] {
+            assert!((ms - 4.321).abs() < f64::EPSILON, "{figures:?}");
+        }
+    }
+}

@@ -168,7 +168,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 }
 
 /// `500ms`, `30s`, `5m`, `1h`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("{text:?} is not a duration: write a number with ms, s, m or h, as in 30s");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;

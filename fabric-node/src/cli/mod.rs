@@ -2,7 +2,7 @@
 //!
 //! Comes in: arguments. Goes out: data on stdout, talk on stderr, an exit code of [`exit`]. Never done
 //! here: anything the daemon does; this asks it ([`daemon`]), or works on files ([`pki`]) and on the
-//! machine ([`doctor`], the lab).
+//! machine ([`doctor`], [`install`], the lab).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -23,8 +23,10 @@ use crate::{
 };
 
 pub mod bench;
+pub mod cni_dir;
 pub mod daemon;
 pub mod doctor;
+pub mod install;
 pub mod pki;
 pub mod tables;
 
@@ -38,12 +40,14 @@ Examples:
   fabric drops                    which packets were dropped, and why
   fabric bench web db             how fast it is from one pod to another
   fabric doctor                   what this machine lacks, and how to mend it
+  fabric install-cni              hand the node's pods to Fabric
   fabric lab demo                 two workers on this machine, proven on real traffic
 
 Exit codes:
   0    done, and all is well
   1    failed, degraded, or something required is missing
   2    wrong usage
+  3    install-cni: done, but another network's file is read first
   4    the daemon cannot be reached
   124  --wait-duration is over
 
@@ -87,6 +91,10 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// What the kernel gives, what is used, what is missing and how to mend it.
     Doctor(doctor::DoctorArgs),
+    /// Puts the CNI plugin and its network list in place; also upgrades them.
+    InstallCni(install::InstallArgs),
+    /// Takes the network list and the CNI plugin away.
+    UninstallCni(install::UninstallArgs),
     /// The cluster's certificate authority.
     #[command(subcommand)]
     Pki(pki::PkiCommand),
@@ -176,6 +184,8 @@ fn run(cli: Cli, called: &OsStr) -> Result<ExitCode, Failure> {
         Command::Drops(args) => daemon::drops(&cli.socket, output, args),
         Command::Bench(args) => bench::run(&args, &cli.socket, output),
         Command::Doctor(args) => doctor::run(&cli.socket, output, &args),
+        Command::InstallCni(args) => install::install(&args, output),
+        Command::UninstallCni(args) => install::uninstall(&args, &cli.socket, output),
         Command::Pki(command) => pki::run(command, output),
         Command::Lab(args) => Ok(crate::lab::cli::run(args, output)?),
         Command::Completion { shell } => completion(shell, output, called),
@@ -245,6 +255,7 @@ mod tests {
             "  0  ",
             "  1  ",
             "  2  ",
+            "  3  ",
             "  4  ",
             "  124  ",
             "Examples:",

@@ -8,6 +8,8 @@ use crate::{admin::client::ClientError, causes::with_causes};
 pub const FAILED: u8 = 1;
 /// Wrong usage.
 pub const USAGE: u8 = 2;
+/// Installed, but runtimes read the network of another plugin first.
+pub const NOT_IN_FORCE: u8 = 3;
 /// The daemon cannot be reached.
 pub const UNREACHABLE: u8 = 4;
 /// A wait took too long.

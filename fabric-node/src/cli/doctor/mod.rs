@@ -35,7 +35,7 @@ pub struct DoctorArgs {
     #[arg(long, default_value = super::pki::PKI_DIR, value_name = "DIR")]
     pub pki_dir: PathBuf,
     /// Directory where the container runtime reads its CNI configuration.
-    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    #[arg(long, default_value = super::cni_dir::CONF_DIR, value_name = "DIR")]
     pub cni_conf_dir: PathBuf,
 }
 

@@ -15,7 +15,10 @@ use crate::{
         STATE_READY,
         client::{Client, ClientError, TIMEOUT},
     },
-    cli::daemon::block_on,
+    cli::{
+        cni_dir::{self, NetworkFile},
+        daemon::block_on,
+    },
     pki::{
         files::PEM_BYTES_MAX,
         validity::{Rfc3339, Validity, unix_now},
@@ -27,10 +30,6 @@ use crate::{
 const CLOCK_MIN: i64 = 1_767_225_600;
 /// A certificate that ends within this deserves attention (seconds).
 const EXPIRY_WARNING_SECONDS: i64 = 30 * Validity::DAY_SECONDS;
-/// Largest CNI configuration that is looked at (bytes).
-const CNI_BYTES_MAX: u64 = 1024 * 1024;
-/// `type` of our plugin in a CNI configuration.
-const CNI_TYPE: &str = "fabric-cni";
 
 /// All checks of the surroundings.
 pub(super) fn examine(socket: &Path, args: &DoctorArgs) -> Vec<Finding> {
@@ -187,45 +186,29 @@ fn read_start(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
 /// Container runtimes take the configuration whose file name sorts first.
 fn cni(dir: &Path) -> Finding {
     let name = "cni-config";
-    let is_config = |path: &PathBuf| {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        matches!(extension, Some("conf" | "conflist" | "json"))
-    };
-    let mut files: Vec<PathBuf> = match fs::read_dir(dir) {
-        Ok(entries) => entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(is_config)
-            .collect(),
-        Err(_) => Vec::new(),
-    };
-    files.sort();
-    let is_ours = |path: &PathBuf| {
-        let text = read_start(path, CNI_BYTES_MAX).unwrap_or_default();
-        String::from_utf8_lossy(&text).contains(&format!("\"{CNI_TYPE}\""))
-    };
     let shown = dir.display();
+    let files = match cni_dir::scan(dir) {
+        Ok(files) => files,
+        Err(error) => {
+            let detail = format!("{shown} cannot be read: {error}");
+            return Finding::unknown(name, detail, "run as root, or give it with --cni-conf-dir");
+        }
+    };
     let Some(first) = files.first() else {
         return Finding::ok(
             name,
             format!("{shown} has no configuration of another plugin"),
         );
     };
-    if is_ours(first) {
-        return Finding::ok(name, format!("{} is the first and ours", first.display()));
+    if first.is_ours() {
+        let first = first.path.display();
+        return Finding::ok(name, format!("{first} is the first and ours"));
     }
-    let (first, fix) = (
-        first.display(),
-        "move it away, or give ours a name that sorts before it",
-    );
-    if files.iter().any(is_ours) {
-        Finding::warning(
-            name,
-            format!("{first} of another plugin sorts before ours"),
-            fix,
-        )
+    let fix = "move it away, or give ours a name that sorts before it";
+    if files.iter().any(NetworkFile::is_ours) {
+        Finding::warning(name, format!("{first} sorts before ours"), fix)
     } else {
-        Finding::warning(name, format!("{first} of another plugin is in force"), fix)
+        Finding::warning(name, format!("{first} is in force"), fix)
     }
 }
 
@@ -236,6 +219,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::doctor::Verdict,
+        lab::plugin::PLUGIN,
         pki::files::{Overwrite, init_dir},
     };
 
@@ -285,9 +269,9 @@ mod tests {
         assert_eq!(cni(dir.path()).status, Verdict::Ok);
         write("10-bridge.conflist", "bridge");
         assert!(cni(dir.path()).detail.contains("is in force"));
-        write("20-fabric.conflist", CNI_TYPE);
+        write("20-fabric.conflist", PLUGIN);
         assert!(cni(dir.path()).detail.contains("sorts before ours"));
-        write("05-fabric.conflist", CNI_TYPE);
+        write("05-fabric.conflist", PLUGIN);
         assert_eq!(cni(dir.path()).status, Verdict::Ok);
     }
 }

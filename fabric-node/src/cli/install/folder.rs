@@ -1,0 +1,518 @@
+//! A folder of the machine in which a container runtime trusts every file.
+//!
+//! Comes in: a path, then files to put in place or to take away. Goes out: the same names with new
+//! content, never half of it: written beside under a name that no runtime reads, fsynced, renamed, and
+//! the folder fsynced. Never done here: a folder removed, and anything in a folder that others than
+//! root may write to. One command at a time works on a folder.
+
+use std::{
+    fmt::Display,
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::{
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat},
+    io::Errno,
+};
+
+/// End of the names under which files are written before they get their own. Runtimes read only names
+/// that end on `conf`, `conflist` or `json`, and execute only the plugins that those name.
+const TEMPORARY: &str = ".fabric-tmp";
+/// Mode of folders that are made.
+const FOLDER_MODE: u32 = 0o755;
+/// Write permission of the group and of others.
+const WRITE_GROUP: u32 = 0o020;
+const WRITE_OTHERS: u32 = 0o002;
+/// Only owners may rename what is in such a folder.
+const STICKY: u32 = 0o1000;
+
+/// Whether anything may be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Changes {
+    /// Yes.
+    Made,
+    /// No: it is only said what would be done.
+    Rehearsed,
+}
+
+/// A folder that only root can change, held by this process.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    changes: Changes,
+    /// None where it does not exist, in a rehearsal.
+    descriptor: Option<OwnedFd>,
+}
+
+/// What has a name in a folder.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// A file.
+    File {
+        /// Its content, up to the limit that was given.
+        content: Vec<u8>,
+        /// Its permissions.
+        mode: u32,
+        /// Its owner.
+        owner: u32,
+    },
+    /// A symbolic link, with what it says.
+    Link(Vec<u8>),
+    /// A folder, a device and so on.
+    Other,
+}
+
+/// A file that is on disk whole, under a name that nobody reads. Forgotten, it stays until the next
+/// command clears it.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Staged<'a> {
+    folder: &'a Folder,
+    name: &'a str,
+}
+
+impl Entry {
+    /// Whether it is a file with this content that belongs to root and has these permissions.
+    pub(super) fn is(&self, wanted: &[u8], wanted_mode: u32) -> bool {
+        match self {
+            Self::File {
+                content,
+                mode,
+                owner,
+            } => content == wanted && *mode == wanted_mode && *owner == 0,
+            Self::Link(_) | Self::Other => false,
+        }
+    }
+}
+
+impl Folder {
+    /// Opens the folder at `path`, and makes it where it is missing.
+    ///
+    /// # Errors
+    ///
+    /// Others than root may write to it or to a folder above it, another command works on it, or the
+    /// system refuses.
+    pub(super) fn make(path: &Path, changes: Changes) -> anyhow::Result<Self> {
+        ensure!(
+            path.is_absolute(),
+            "{} is not an absolute path",
+            path.display()
+        );
+        let mut missing = Vec::new();
+        let mut existing = path;
+        while !existing.exists() {
+            missing.push(existing.to_owned());
+            existing = existing.parent().unwrap_or_else(|| Path::new("/"));
+        }
+        require_trusted(path, existing, missing.is_empty())?;
+        if changes == Changes::Rehearsed && !missing.is_empty() {
+            return Ok(Self {
+                path: path.to_owned(),
+                changes,
+                descriptor: None,
+            });
+        }
+        for folder in missing.iter().rev() {
+            make_folder(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        Self::hold(path, changes)
+    }
+
+    /// Opens the folder at `path`; none where it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Folder::make`].
+    pub(super) fn open(path: &Path, changes: Changes) -> anyhow::Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        require_trusted(path, path, true)?;
+        Self::hold(path, changes).map(Some)
+    }
+
+    fn hold(path: &Path, changes: Changes) -> anyhow::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let descriptor = rustix::fs::open(path, flags, Mode::empty())
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        // Two commands at once would clear each other's files away.
+        match rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => bail!(
+                "another command works on {}: wait for its end, then try again",
+                path.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display()))?,
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            changes,
+            descriptor: Some(descriptor),
+        })
+    }
+
+    /// Whether anything in it may be changed.
+    pub(super) fn changes(&self) -> Changes {
+        self.changes
+    }
+
+    /// Path of the file `name` in it.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// What has this name, with at most `bytes_max` of its content; none where there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub(super) fn look(&self, name: &str, bytes_max: u64) -> anyhow::Result<Option<Entry>> {
+        let Some(descriptor) = &self.descriptor else {
+            return Ok(None);
+        };
+        let looked = || -> io::Result<Option<Entry>> {
+            let stat = match rustix::fs::statat(descriptor, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind == FileType::Symlink {
+                let target = rustix::fs::readlinkat(descriptor, name, Vec::new())?;
+                return Ok(Some(Entry::Link(target.into_bytes())));
+            }
+            if kind != FileType::RegularFile {
+                return Ok(Some(Entry::Other));
+            }
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::openat(descriptor, name, flags, Mode::empty())?);
+            let mut content = Vec::new();
+            file.take(bytes_max).read_to_end(&mut content)?;
+            Ok(Some(Entry::File {
+                content,
+                mode: permissions(&stat),
+                owner: stat.st_uid,
+            }))
+        };
+        looked().with_context(|| self.cannot("read", name))
+    }
+
+    /// Writes a file under a name that nobody reads.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn stage<'a>(
+        &'a self,
+        name: &'a str,
+        content: &[u8],
+        mode: u32,
+    ) -> anyhow::Result<Staged<'a>> {
+        let staged = Staged { folder: self, name };
+        let Some(descriptor) = self.changed() else {
+            return Ok(staged);
+        };
+        let write = || -> io::Result<()> {
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let temporary = temporary(name);
+            let opened = rustix::fs::openat(descriptor, &temporary, flags, Mode::RUSR)?;
+            let mut file = File::from(opened);
+            file.write_all(content)?;
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+            file.sync_all()
+        };
+        write().with_context(|| self.cannot("write", &temporary(name)))?;
+        Ok(staged)
+    }
+
+    /// Makes a symbolic link to `target`, in place of what had the name.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn link(&self, name: &str, target: &str) -> anyhow::Result<()> {
+        let Some(descriptor) = self.changed() else {
+            return Ok(());
+        };
+        rustix::fs::symlinkat(target, descriptor, temporary(name))
+            .with_context(|| self.cannot("make", &temporary(name)))?;
+        Staged { folder: self, name }.place()
+    }
+
+    /// Removes a file or link; the folder knows before this returns.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn remove(&self, name: &str) -> anyhow::Result<()> {
+        let Some(descriptor) = self.changed() else {
+            return Ok(());
+        };
+        rustix::fs::unlinkat(descriptor, name, AtFlags::empty())
+            .and_then(|()| rustix::fs::fsync(descriptor))
+            .with_context(|| self.cannot("remove", name))
+    }
+
+    /// Removes what commands that were cut short have left; the names.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn clear(&self) -> anyhow::Result<Vec<String>> {
+        let Some(descriptor) = &self.descriptor else {
+            return Ok(Vec::new());
+        };
+        let mut left = Vec::new();
+        let entries = rustix::fs::Dir::read_from(descriptor)
+            .with_context(|| format!("cannot read {}", self.path.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot read {}", self.path.display()))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') && name.ends_with(TEMPORARY) {
+                left.push(name);
+            }
+        }
+        left.sort();
+        for name in &left {
+            self.remove(name)?;
+        }
+        Ok(left)
+    }
+
+    /// The descriptor, where there are changes to be made.
+    fn changed(&self) -> Option<&OwnedFd> {
+        match self.changes {
+            Changes::Made => self.descriptor.as_ref(),
+            Changes::Rehearsed => None,
+        }
+    }
+
+    fn cannot(&self, action: &str, name: &str) -> String {
+        format!("cannot {action} {}", self.file(name).display())
+    }
+}
+
+impl Staged<'_> {
+    /// Where the file is until it is placed.
+    pub(super) fn path(&self) -> PathBuf {
+        self.folder.file(&temporary(self.name))
+    }
+
+    /// Gives the file its name, in place of what had it; the folder knows before this returns.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn place(self) -> anyhow::Result<()> {
+        let Some(descriptor) = self.folder.changed() else {
+            return Ok(());
+        };
+        rustix::fs::renameat(descriptor, temporary(self.name), descriptor, self.name)
+            .and_then(|()| rustix::fs::fsync(descriptor))
+            .with_context(|| self.folder.cannot("put in place", self.name))
+    }
+}
+
+/// The name under which a file is written.
+fn temporary(name: &str) -> String {
+    format!(".{name}{TEMPORARY}")
+}
+
+fn permissions(stat: &Stat) -> u32 {
+    stat.st_mode & 0o7777
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(FOLDER_MODE).create(folder)?;
+    match folder.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a folder whose files others than root may change or exchange: what runtimes find there they
+/// execute as root. `existing` is the part of `path` that is there.
+fn require_trusted(path: &Path, existing: &Path, is_all: bool) -> anyhow::Result<()> {
+    // Links are allowed on the way, so the way is looked at without them.
+    let real = existing
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", existing.display()))?;
+    ensure!(real.is_dir(), "{} is not a folder", existing.display());
+    for place in real.ancestors() {
+        let metadata = fs::symlink_metadata(place)
+            .with_context(|| format!("cannot examine {}", place.display()))?;
+        let (mode, shown) = (metadata.mode(), place.display());
+        let refuse = |what: &dyn Display, cure: &str| {
+            anyhow::anyhow!(
+                "{} is not safe: {shown} {what}, and runtimes execute as root what they find there; \
+                 `{cure} {shown}`, once what is in it has been looked at",
+                path.display()
+            )
+        };
+        if metadata.uid() != 0 {
+            let what = format!("belongs to user {} and not to root", metadata.uid());
+            return Err(refuse(&what, "chown root:root"));
+        }
+        // Who may write to a sticky folder above cannot exchange root's folders in it.
+        if mode & STICKY != 0 && (place != real || !is_all) {
+            continue;
+        }
+        if mode & WRITE_OTHERS != 0 {
+            return Err(refuse(&"is writable by everybody", "chmod go-w"));
+        }
+        if mode & WRITE_GROUP != 0 && metadata.gid() != 0 {
+            let what = format!("is writable by group {}", metadata.gid());
+            return Err(refuse(&what, "chmod g-w"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` can be that of a file in a folder, and is no name of a file that is being written.
+pub(super) fn is_file_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    !bytes.is_empty()
+        && !name.starts_with('.')
+        && bytes.len() <= LIST_NAME_BYTES_MAX
+        && !bytes.contains(&b'/')
+        && !name.chars().any(char::is_control)
+}
+
+/// Longest name of a list (bytes): NAME_MAX of `linux/limits.h` is 255, and there must be room for the
+/// rest of the name under which it is written.
+const LIST_NAME_BYTES_MAX: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    use super::*;
+
+    fn folder(dir: &Path) -> Folder {
+        Folder::make(dir, Changes::Made).unwrap()
+    }
+
+    /// A file is invisible under its own name until it is placed, and then whole, with its mode,
+    /// whatever was there before.
+    #[test]
+    fn files_appear_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        for content in [&b"one"[..], b"", b"three"] {
+            let before = fs::read(dir.path().join("x")).ok();
+            let staged = folder.stage("x", content, 0o755).unwrap();
+            assert_eq!(fs::read(dir.path().join("x")).ok(), before);
+            assert_eq!(fs::read(staged.path()).unwrap(), content);
+            staged.place().unwrap();
+            let entry = folder.look("x", 10).unwrap().unwrap();
+            assert!(entry.is(content, 0o755), "{entry:?}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// What was never placed is cleared away, and nothing else.
+    #[test]
+    fn leftovers_are_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        for name in ["a", "b.conflist"] {
+            let _ = folder.stage(name, b"half", 0o600).unwrap();
+        }
+        let others = [".hidden", "c.fabric-tmp", ".d.tmp"];
+        for name in others {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(
+            folder.clear().unwrap(),
+            [".a.fabric-tmp", ".b.conflist.fabric-tmp"]
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), others.len());
+    }
+
+    /// In a rehearsal nothing is made, changed or removed.
+    #[test]
+    fn a_rehearsal_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("x"), "old").unwrap();
+        let folder = Folder::make(dir.path(), Changes::Rehearsed).unwrap();
+        folder.stage("x", b"new", 0o600).unwrap().place().unwrap();
+        folder.link("y", "x").unwrap();
+        folder.remove("x").unwrap();
+        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let absent = dir.path().join("a/b");
+        let rehearsed = Folder::make(&absent, Changes::Rehearsed).unwrap();
+        assert!(rehearsed.look("x", 10).unwrap().is_none());
+        assert!(!dir.path().join("a").exists());
+        assert!(Folder::open(&absent, Changes::Made).unwrap().is_none());
+    }
+
+    /// A folder that others than root may write to, by itself or by one above it, is refused with a
+    /// cure. Needs root, to have folders of others.
+    #[test]
+    fn folders_of_others_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (above, path) = (dir.path().join("above"), dir.path().join("above/folder"));
+        fs::create_dir_all(&path).unwrap();
+        let set = |place: &Path, mode: u32, user: u32, group: u32| {
+            fs::set_permissions(place, fs::Permissions::from_mode(mode)).unwrap();
+            chown(place, Some(user), Some(group)).unwrap();
+        };
+        let refused = |words: &[&str]| {
+            for path in [path.clone(), path.join("not/yet")] {
+                let error = format!("{:#}", Folder::make(&path, Changes::Made).unwrap_err());
+                assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            }
+            assert!(!path.join("not").exists());
+        };
+        for place in [&above, &path] {
+            set(place, 0o757, 0, 0);
+            refused(&["writable by everybody", "chmod go-w"]);
+            set(place, 0o775, 0, 1000);
+            refused(&["writable by group 1000", "chmod g-w"]);
+            set(place, 0o755, 1000, 0);
+            refused(&["belongs to user 1000", "chown root:root"]);
+            set(place, 0o775, 0, 0);
+            drop(folder(&path));
+            set(place, 0o755, 0, 0);
+        }
+        set(&path, 0o1777, 0, 0);
+        let error = Folder::make(&path, Changes::Made).unwrap_err();
+        assert!(error.to_string().contains("writable by everybody"));
+        set(&path, 0o755, 0, 0);
+        set(&above, 0o1777, 0, 0);
+        drop(folder(&path));
+    }
+
+    /// Two commands do not work on one folder at the same time.
+    #[test]
+    fn one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = folder(dir.path());
+        let error = Folder::make(dir.path(), Changes::Made).unwrap_err();
+        assert!(error.to_string().contains("another command"), "{error}");
+        drop(first);
+        drop(folder(dir.path()));
+    }
+
+    /// Names that lead elsewhere or hide are no names of lists.
+    #[test]
+    fn names() {
+        for name in ["10-fabric", "a", "x.y"] {
+            assert!(is_file_name(name), "{name:?}");
+        }
+        for name in ["", ".", "..", ".x", "a/b", "a\n", &"x".repeat(201)] {
+            assert!(!is_file_name(name), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! `fabric install-cni` and `fabric uninstall-cni`: the plugin and the list of a container runtime, put
+//! in place and taken away.
+//!
+//! Comes in: the runtime's two folders. Goes out: the same folders with our files in them, or without.
+//! The order is what matters: a runtime that sees the list executes the plugin, and the plugin asks the
+//! daemon. So the list comes last and only when the daemon serves, and it goes first and only when no pod
+//! needs it any more. Never done here: a folder removed, another package's file changed, anything that
+//! a second run or a run after a crash could not repeat.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow, ensure};
+use serde_json::Value;
+
+use self::{
+    folder::{Changes, Folder, is_file_name},
+    list::{Decision, Wanted},
+    programs::{PLUGIN_BYTES_MAX, Program},
+    report::{Action, Report},
+};
+use super::{
+    cni_dir::{self, CONF_DIR, NETWORK_BYTES_MAX, NetworkFile},
+    daemon::{block_on, parse_duration},
+};
+use crate::{
+    admin::client::{Client, TIMEOUT},
+    lab::{command, plugin::PLUGIN},
+    terminal::{
+        exit::{Failure, NOT_IN_FORCE},
+        output::Output,
+    },
+};
+
+mod folder;
+mod list;
+mod programs;
+mod report;
+
+pub use self::programs::Loopback;
+
+/// Where runtimes look for plugins unless told otherwise.
+const BIN_DIR: &str = "/opt/cni/bin";
+/// Name of the list without its end. Runtimes take the first name.
+const LIST_NAME: &str = "10-fabric";
+/// Time between two questions for STATUS.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long one answer to STATUS may take; the plugin itself gives up earlier.
+const STATUS_MAX: Duration = Duration::from_secs(5);
+/// Most pods that are named in a refusal (pods).
+const PODS_NAMED_MAX: usize = 3;
+
+const INSTALL_HELP: &str = "\
+Examples:
+  fabric install-cni
+  fabric install-cni --dry-run
+  fabric install-cni --bin-dir /usr/lib/cni --cni-socket /run/fabric-b/cni.sock
+
+Puts the plugin in place, waits until the daemon can attach pods, then writes the list. What is as it
+should be is left alone; a list that somebody changed is kept. Repeat it to upgrade, or after a crash.
+
+Exit codes:
+  0    done
+  1    refused or failed; nothing that runtimes read is half written
+  3    done, but runtimes read another network's file first
+  124  the daemon was not ready in time; the plugin is in place, the list is not";
+
+const UNINSTALL_HELP: &str = "\
+Examples:
+  fabric pods                 none may be left: drain the node first
+  fabric uninstall-cni
+
+Removes the list, then the plugin, and nothing else. Stop the daemon afterwards.
+
+Exit codes:
+  0  done
+  1  refused or failed: pods are attached, another list needs the plugin
+  4  the daemon cannot be reached, so nobody knows whether pods are attached";
+
+/// Where the files are.
+#[derive(Debug, clap::Args)]
+pub struct Places {
+    /// Directory where the container runtime looks for plugins.
+    #[arg(long, default_value = BIN_DIR, value_name = "DIR")]
+    pub bin_dir: PathBuf,
+    /// Directory where the container runtime looks for networks.
+    #[arg(long, default_value = CONF_DIR, value_name = "DIR")]
+    pub conf_dir: PathBuf,
+    /// Name of the list, without `.conflist`; runtimes take the first.
+    #[arg(long, default_value = LIST_NAME)]
+    pub name: String,
+    /// Say what would be done, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `fabric install-cni`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = INSTALL_HELP)]
+pub struct InstallArgs {
+    /// Where the files go.
+    #[command(flatten)]
+    pub places: Places,
+    /// The plugin's program [default: fabric-cni beside this program].
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
+    /// The daemon's CNI socket, where node.toml names another than the default.
+    #[arg(long, value_name = "PATH")]
+    pub cni_socket: Option<PathBuf>,
+    /// The daemon's state directory, where node.toml names another than the default.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The plugin `loopback`, which containerd calls for each pod.
+    #[arg(long, value_enum, default_value_t = Loopback::Missing)]
+    pub loopback: Loopback,
+    /// How long to wait for the daemon: a number with ms, s, m or h.
+    #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub wait_duration: Duration,
+    /// Replace a list that differs, whoever wrote it.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `fabric uninstall-cni`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = UNINSTALL_HELP)]
+pub struct UninstallArgs {
+    /// Where the files are.
+    #[command(flatten)]
+    pub places: Places,
+    /// Remove them although pods are attached, or nobody knows whether; runtimes cannot detach those.
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl Places {
+    fn changes(&self) -> Changes {
+        if self.dry_run {
+            Changes::Rehearsed
+        } else {
+            Changes::Made
+        }
+    }
+
+    /// Name of the list's file.
+    fn list(&self) -> anyhow::Result<String> {
+        let name = self.name.strip_suffix(".conflist").unwrap_or(&self.name);
+        ensure!(
+            is_file_name(name),
+            "--name {name:?} is no name of a file that runtimes read"
+        );
+        Ok(format!("{name}.conflist"))
+    }
+}
+
+/// Runs `fabric install-cni`.
+///
+/// # Errors
+///
+/// A folder or file is not safe or not ours, the plugin does not run here, or the daemon is not ready in
+/// time. What was done until then is printed.
+pub fn install(args: &InstallArgs, output: Output) -> Result<ExitCode, Failure> {
+    let mut report = Report::new(args.places.dry_run);
+    let done = put_in_place(args, output, &mut report);
+    report.print(output)?;
+    let others = done?;
+    Ok(if others == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_IN_FORCE)
+    })
+}
+
+/// Puts everything in place; how many files runtimes read before the list.
+fn put_in_place(args: &InstallArgs, output: Output, report: &mut Report) -> Result<usize, Failure> {
+    let (places, name) = (&args.places, args.places.list()?);
+    // Everything that can be refused is refused before anything is changed.
+    let wanted = Wanted::new(args.cni_socket.as_deref(), args.state_dir.as_deref())?;
+    let program = Program::read(args.binary.as_deref())?;
+    let bin = Folder::make(&places.bin_dir, places.changes())?;
+    let conf = Folder::make(&places.conf_dir, places.changes())?;
+    let list = conf.file(&name);
+    let there = conf.look(&name, NETWORK_BYTES_MAX)?;
+    let decision = wanted.decide(&list, there.as_ref(), args.force)?;
+    clear(&[&bin, &conf], report)?;
+
+    let before = bin.look(PLUGIN, PLUGIN_BYTES_MAX)?;
+    program.install(&bin, report)?;
+    program.install_loopback(&bin, args.loopback, before.as_ref(), report)?;
+    match decision {
+        Decision::Leave => report.add(list.clone(), Action::Unchanged, ""),
+        Decision::Keep => {
+            let detail = "it was changed by hand; --force replaces it";
+            report.add(list.clone(), Action::Kept, detail);
+        }
+        Decision::Write(content) => {
+            if !places.dry_run {
+                let plugin = bin.file(PLUGIN);
+                wait_until_ready(&plugin, &content, args.wait_duration, output)?;
+            }
+            conf.stage(&name, &content, list::MODE)?.place()?;
+            let action = there.map_or(Action::Created, |_| Action::Replaced);
+            report.add(list.clone(), action, "");
+        }
+    }
+    name_those_before(&places.conf_dir, &list, output, report)
+}
+
+fn clear(folders: &[&Folder], report: &mut Report) -> anyhow::Result<()> {
+    for folder in folders {
+        for name in folder.clear()? {
+            let detail = "left by a command that was cut short";
+            report.add(folder.file(&name), Action::Removed, detail);
+        }
+    }
+    Ok(())
+}
+
+/// Asks for STATUS as a runtime does, by the plugin in its place and with the list that is to be written,
+/// until an ADD could succeed.
+fn wait_until_ready(
+    plugin: &Path,
+    list: &[u8],
+    duration: Duration,
+    output: Output,
+) -> Result<(), Failure> {
+    let question = list::status_question(list)?;
+    let deadline = Instant::now() + duration;
+    let mut is_first = true;
+    loop {
+        let mut status = Command::new(plugin);
+        status.env_clear().env("CNI_COMMAND", "STATUS").env(
+            "CNI_PATH",
+            plugin.parent().unwrap_or_else(|| Path::new("/")),
+        );
+        let answer = command::run(status, &question, STATUS_MAX)?;
+        if answer.status.success() {
+            return Ok(());
+        }
+        let reason = serde_json::from_str::<Value>(&answer.stdout)
+            .ok()
+            .and_then(|error| Some(error.get("msg")?.as_str()?.to_owned()))
+            .unwrap_or_else(|| answer.last_line().to_owned());
+        if Instant::now() + STATUS_INTERVAL >= deadline {
+            return Err(Failure::TimedOut(format!(
+                "the daemon was not ready to attach pods after {duration:?}; {reason}; the plugin is in \
+                 place, the list is not written: start the daemon and repeat the command"
+            )));
+        }
+        if is_first {
+            output.say(&format!("waiting for the daemon: {reason}"));
+            is_first = false;
+        }
+        thread::sleep(STATUS_INTERVAL);
+    }
+}
+
+/// Names the files that runtimes read before `list`, and says what that means; how many there are.
+fn name_those_before(
+    dir: &Path,
+    list: &Path,
+    output: Output,
+    report: &mut Report,
+) -> Result<usize, Failure> {
+    let files = cni_dir::scan(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let name = |path: &Path| path.file_name().map(OsStr::to_owned);
+    let before: Vec<NetworkFile> = files
+        .into_iter()
+        .filter(|file| name(&file.path) < name(list))
+        .collect();
+    for file in &before {
+        let meaning = if file.is_ours() {
+            "it is Fabric's as well: one of the two is enough"
+        } else {
+            "pods are attached to that network and not to Fabric's; move it away when nothing needs it, \
+             or give ours a name that sorts before it with --name"
+        };
+        output.say(&format!(
+            "warning: runtimes read {file} before {}: {meaning}",
+            list.display()
+        ));
+        report.add_before(file.path.clone());
+    }
+    Ok(before.len())
+}
+
+/// Runs `fabric uninstall-cni`.
+///
+/// # Errors
+///
+/// Pods are attached or the daemon cannot say, another list needs the plugin, a folder or file is not
+/// safe or not ours. What was done until then is printed.
+pub fn uninstall(args: &UninstallArgs, socket: &Path, output: Output) -> Result<ExitCode, Failure> {
+    let mut report = Report::new(args.places.dry_run);
+    let done = take_away(args, socket, output, &mut report);
+    report.print(output)?;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn take_away(
+    args: &UninstallArgs,
+    socket: &Path,
+    output: Output,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let (places, name) = (&args.places, args.places.list()?);
+    let bin = Folder::open(&places.bin_dir, places.changes())?;
+    let conf = Folder::open(&places.conf_dir, places.changes())?;
+    let list = places.conf_dir.join(&name);
+    let files = cni_dir::scan(&places.conf_dir).context("cannot read the networks")?;
+    let obstacles = [
+        refuse_foreign(&files, &list),
+        refuse_needed(&files, &list),
+        refuse_attached(socket),
+    ];
+    for obstacle in obstacles.into_iter().filter_map(Result::err) {
+        if args.force {
+            output.say(&format!("warning: {obstacle}"));
+            continue;
+        }
+        if matches!(obstacle, Failure::Daemon(_)) {
+            output.say(
+                "Only the daemon knows whether pods are attached: start it, or say --force if none are.",
+            );
+        }
+        return Err(obstacle);
+    }
+    for folder in [&bin, &conf].into_iter().flatten() {
+        clear(&[folder], report)?;
+    }
+    match &conf {
+        Some(conf) if conf.look(&name, 0)?.is_some() => {
+            conf.remove(&name)?;
+            report.add(list, Action::Removed, "");
+        }
+        Some(_) | None => report.add(list, Action::Absent, ""),
+    }
+    match &bin {
+        Some(bin) => programs::uninstall(bin, report)?,
+        None => report.add(places.bin_dir.join(PLUGIN), Action::Absent, ""),
+    }
+    Ok(())
+}
+
+/// A file that has the list's name and is not ours is another's.
+fn refuse_foreign(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
+    match files.iter().find(|file| file.path == list) {
+        Some(file) if !file.is_ours() => Err(anyhow!(
+            "{file} is not a list of Fabric: give ours with --name, or let --force remove it"
+        )
+        .into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Lists of other names in which our plugin is need it.
+fn refuse_needed(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
+    match files
+        .iter()
+        .find(|file| file.path != list && file.is_ours())
+    {
+        Some(file) => Err(anyhow!(
+            "{file} needs the plugin, too: remove it first, or let --force leave it without"
+        )
+        .into()),
+        None => Ok(()),
+    }
+}
+
+/// Without list or plugin a runtime cannot detach a pod: it would be stuck.
+fn refuse_attached(socket: &Path) -> Result<(), Failure> {
+    let pods = block_on(async { Ok(Client::new(socket, TIMEOUT).pods().await?) })?;
+    let pods = pods.content.items;
+    if pods.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<&str> = pods
+        .iter()
+        .take(PODS_NAMED_MAX)
+        .map(|pod| match pod.name.as_str() {
+            "" => pod.container_id.as_str(),
+            name => name,
+        })
+        .collect();
+    let more = if pods.len() > named.len() {
+        ", ..."
+    } else {
+        ""
+    };
+    Err(anyhow!(
+        "{} pods are attached ({}{more}), and without the list and the plugin no runtime can detach them: \
+         drain the node first (`fabric pods` lists them), or say --force",
+        pods.len(),
+        named.join(", ")
+    )
+    .into())
+}

@@ -165,7 +165,10 @@ impl<'p> Containerd<'p> {
             .arg("--config")
             .arg(self.place.folder().join("config.toml"))
             // Where it looks for runc and its shim.
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

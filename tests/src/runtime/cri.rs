@@ -354,9 +354,8 @@ impl<'c, 'p> Cri<'c, 'p> {
         let answer = answer
             .with_context(|| format!("no answer within {} s", limit.as_secs()))
             .with_context(explain)?;
-        let answer = answer.map_err(|status| {
-            anyhow::anyhow!("{:?}: {}", status.code(), status.message())
-        });
+        let answer =
+            answer.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()));
         Ok(answer.with_context(explain)?.into_inner())
     }
 }

@@ -96,7 +96,10 @@ pub fn archive(image: Image, folder: &Path) -> anyhow::Result<PathBuf> {
     let layout = folder.join("layout");
     let bundle = folder.join("bundle");
     let tagged = format!("{}:1", layout.display());
-    step("umoci", &["init".as_ref(), "--layout".as_ref(), layout.as_ref()])?;
+    step(
+        "umoci",
+        &["init".as_ref(), "--layout".as_ref(), layout.as_ref()],
+    )?;
     umoci(&["new", "--image", &tagged], None)?;
     umoci(&["unpack", "--image", &tagged], Some(&bundle))?;
     fill(image, &bundle.join("rootfs"))?;
@@ -125,7 +128,8 @@ pub fn archive(image: Image, folder: &Path) -> anyhow::Result<PathBuf> {
 
 /// Writes the files of `image` below `root`.
 fn fill(image: Image, root: &Path) -> anyhow::Result<()> {
-    let busybox = command::find("busybox").context("there is no busybox: install busybox-static")?;
+    let busybox =
+        command::find("busybox").context("there is no busybox: install busybox-static")?;
     let bin = root.join("bin");
     for folder in [&bin, &root.join("tmp"), &root.join("etc")] {
         fs::create_dir_all(folder)?;

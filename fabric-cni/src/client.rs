@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::{
     error::CniError,
     invocation::{Action, Invocation},
+    namespace::is_own_netns,
     pending,
 };
 
@@ -57,7 +58,7 @@ enum Unanswered {
 ///
 /// # Errors
 ///
-/// The namespace is the plugin's own, nobody answers in time, or a DEL cannot be kept.
+/// An ADD or CHECK names the plugin's own namespace, nobody answers in time, or a DEL cannot be kept.
 pub fn ask(invocation: &Invocation) -> Result<Response, CniError> {
     refuse_own_netns(invocation)?;
     let (request, timeout) = request(invocation);
@@ -102,28 +103,17 @@ pub(crate) fn done(invocation: &Invocation, response: Response) -> Result<Done, 
     }
 }
 
+/// A DEL frees by key and touches the namespace only through that: it is never refused, also when
+/// the process number in its path has come back as another process.
 fn refuse_own_netns(invocation: &Invocation) -> Result<(), CniError> {
-    if let Some(netns) = &invocation.netns
-        && !invocation.own_netns_allowed
-        && is_own_netns(netns)
-    {
-        return Err(CniError::new(
-            code::INVALID_NETNS,
-            format!("CNI_NETNS {netns:?} is the network namespace of the plugin itself"),
-        )
-        .cure("give the container a namespace of its own, or set CNI_NETNS_OVERRIDE=1"));
+    match (&invocation.action, &invocation.netns) {
+        (Action::Add { .. } | Action::Check { .. }, Some(netns))
+            if !invocation.own_netns_allowed && is_own_netns(netns) =>
+        {
+            Err(CniError::own_netns(netns))
+        }
+        _ => Ok(()),
     }
-    Ok(())
-}
-
-/// A path that cannot be examined is not ours: the daemon says what is wrong with it.
-fn is_own_netns(path: &str) -> bool {
-    let identity = |path: &str| {
-        std::fs::metadata(path)
-            .ok()
-            .map(|metadata| (metadata.dev(), metadata.ino()))
-    };
-    identity(path).is_some_and(|theirs| identity("/proc/self/ns/net") == Some(theirs))
 }
 
 const DAEMON_CURE: &str = "start the fabric-node daemon of this node, or set \"socket\" in the network configuration to its CNI socket";
@@ -167,7 +157,7 @@ fn request(invocation: &Invocation) -> (Request, Duration) {
         Action::Gc { network, valid } => (
             Request::Gc {
                 network: network.clone(),
-                valid: valid.clone(),
+                valid: valid.clone().unwrap_or_default(),
             },
             GC_TIMEOUT,
         ),

@@ -30,6 +30,21 @@ impl CniError {
         Self::new(code::INVALID_ENVIRONMENT, format!("{name} is not UTF-8"))
     }
 
+    /// CNI_NETNS is the namespace that the plugin itself runs in.
+    pub(crate) fn own_netns(netns: &str) -> Self {
+        Self::new(
+            code::INVALID_NETNS,
+            format!("CNI_NETNS {netns:?} is the network namespace of the plugin itself"),
+        )
+        .cure("give the container a namespace of its own, or set CNI_NETNS_OVERRIDE=1")
+    }
+
+    /// A panic: a mistake in the plugin itself.
+    pub(crate) fn internal(what: &str) -> Self {
+        Self::new(code::INTERNAL, format!("the plugin failed: {what}"))
+            .cure("this is a fault of the plugin: report it with this message and the call's input")
+    }
+
     /// Adds what to do about it.
     pub(crate) fn cure(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();

@@ -2,23 +2,27 @@
 //!
 //! Nothing here touches the file system, the network or the process environment.
 
+mod arguments;
 mod config;
+mod names;
+mod prev_result;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use fabric_proto::cni::{AttachmentKey, PodIdentity, code};
+use fabric_proto::cni::{AttachmentKey, FRAME_BYTES_MAX, PodIdentity, ValidAttachment, code};
 use serde_json::Value;
 
 use crate::{error::CniError, version::CniVersion};
-pub(crate) use config::PrevResult;
-use config::{Config, addresses};
+pub(crate) use config::Config;
+pub(crate) use prev_result::PrevResult;
+
+use arguments::{Arguments, is_yes};
+use names::{NAME_RULE, check_ifname, is_name};
 
 /// Largest network configuration read from stdin (bytes).
 pub const STDIN_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Longest interface name (bytes): IFNAMSIZ of `linux/if.h` without the closing zero.
-const IFNAME_BYTES_MAX: usize = 15;
-/// Longest container id and network name (bytes); runtimes use 64.
-const NAME_BYTES_MAX: usize = 1024;
+// The list of a GC takes as much room in a frame as in the configuration it came in.
+const _: () = assert!(STDIN_BYTES_MAX < FRAME_BYTES_MAX);
 /// The variables that the plugin looks at.
 pub const VARIABLES: [&str; 7] = [
     "CNI_COMMAND",
@@ -81,7 +85,8 @@ pub(crate) enum Action {
     },
     Gc {
         network: String,
-        valid: Vec<AttachmentKey>,
+        /// What must be left alone; `None`: the runtime sent no list.
+        valid: Option<Vec<ValidAttachment>>,
     },
     Status,
 }
@@ -125,14 +130,7 @@ impl Invocation {
         environment: &Environment,
         stdin: &[u8],
     ) -> Result<Self, CniError> {
-        require(verb, environment)?;
-        let config = Config::parse(stdin)?;
-        match verb {
-            Verb::Check => config.version.at_least(CniVersion::V0_4_0, "CHECK")?,
-            Verb::Gc => config.version.at_least(CniVersion::V1_1_0, "GC")?,
-            Verb::Status => config.version.at_least(CniVersion::V1_1_0, "STATUS")?,
-            Verb::Add | Verb::Del | Verb::Version => {}
-        }
+        let config = config_of(verb, environment, stdin)?;
         let (netns, action) = match verb {
             Verb::Add => (netns(environment), add(environment, &config)?),
             Verb::Del => (
@@ -156,11 +154,28 @@ impl Invocation {
             socket: config.socket.clone(),
             state_dir: config.state_dir,
             netns,
-            own_netns_allowed: given(environment, "CNI_NETNS_OVERRIDE")
-                .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true")),
+            own_netns_allowed: own_netns_allowed(environment),
             action,
         })
     }
+}
+
+/// The configuration on stdin, once the variables that `verb` needs are there, and where the
+/// configuration's version has that verb.
+pub(crate) fn config_of(
+    verb: Verb,
+    environment: &Environment,
+    stdin: &[u8],
+) -> Result<Config, CniError> {
+    require(verb, environment)?;
+    let config = Config::parse(stdin)?;
+    match verb {
+        Verb::Check => config.version.at_least(CniVersion::V0_4_0, "CHECK")?,
+        Verb::Gc => config.version.at_least(CniVersion::V1_1_0, "GC")?,
+        Verb::Status => config.version.at_least(CniVersion::V1_1_0, "STATUS")?,
+        Verb::Add | Verb::Del | Verb::Version => {}
+    }
+    Ok(config)
 }
 
 fn add(environment: &Environment, config: &Config) -> Result<Action, CniError> {
@@ -204,7 +219,7 @@ fn check(environment: &Environment, config: &Config) -> Result<Action, CniError>
     Ok(Action::Check {
         key,
         netns: netns(environment).unwrap_or_default(),
-        addresses: prev_result.addresses()?,
+        addresses: prev_result.addresses(),
     })
 }
 
@@ -233,7 +248,8 @@ fn require(verb: Verb, environment: &Environment) -> Result<(), CniError> {
     ))
 }
 
-fn key(environment: &Environment, config: &Config) -> Result<AttachmentKey, CniError> {
+/// Which interface of which container, by names that are safe to use.
+pub(crate) fn key(environment: &Environment, config: &Config) -> Result<AttachmentKey, CniError> {
     let container_id = given(environment, "CNI_CONTAINERID").unwrap_or_default();
     if !is_name(container_id) {
         return Err(CniError::new(
@@ -251,42 +267,14 @@ fn key(environment: &Environment, config: &Config) -> Result<AttachmentKey, CniE
     })
 }
 
-const NAME_RULE: &str =
-    "start with a letter or digit and go on with letters, digits, '_', '.' and '-'";
-
-/// `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`
-fn is_name(name: &str) -> bool {
-    name.len() <= NAME_BYTES_MAX
-        && name
-            .as_bytes()
-            .first()
-            .is_some_and(u8::is_ascii_alphanumeric)
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
-}
-
-fn check_ifname(ifname: &str) -> Result<(), CniError> {
-    let wrong = if ifname.len() > IFNAME_BYTES_MAX {
-        "is longer than 15 bytes"
-    } else if matches!(ifname, "." | "..") {
-        "is a folder's name"
-    } else if ifname
-        .chars()
-        .any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control())
-    {
-        "contains '/', ':', white space or a control character"
-    } else {
-        return Ok(());
-    };
-    Err(CniError::new(
-        code::INVALID_ENVIRONMENT,
-        format!("CNI_IFNAME {ifname:?} {wrong}"),
-    ))
-}
-
-fn netns(environment: &Environment) -> Option<String> {
+/// CNI_NETNS, where it is set and not empty.
+pub(crate) fn netns(environment: &Environment) -> Option<String> {
     given(environment, "CNI_NETNS").map(str::to_owned)
+}
+
+/// CNI_NETNS_OVERRIDE: the namespace may be the plugin's own.
+pub(crate) fn own_netns_allowed(environment: &Environment) -> bool {
+    given(environment, "CNI_NETNS_OVERRIDE").is_some_and(is_yes)
 }
 
 /// A variable's value, where it is set and not empty.
@@ -295,56 +283,6 @@ fn given<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
         .get(name)
         .map(String::as_str)
         .filter(|value| !value.is_empty())
-}
-
-/// CNI_ARGS.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Arguments {
-    pod: PodIdentity,
-    addresses: Vec<IpAddr>,
-}
-
-impl Arguments {
-    fn parse(text: &str) -> Result<Self, CniError> {
-        let invalid = |msg: String| CniError::new(code::INVALID_ENVIRONMENT, msg);
-        let mut pairs = Vec::new();
-        for pair in text.split(';').filter(|pair| !pair.is_empty()) {
-            match pair.split('=').collect::<Vec<_>>()[..] {
-                [name, value] => pairs.push((name, value)),
-                _ => {
-                    return Err(invalid(format!(
-                        "CNI_ARGS: {pair:?} is not one NAME=VALUE pair"
-                    )));
-                }
-            }
-        }
-        let ignore_unknown = pairs.iter().any(|&(name, value)| {
-            name == "IgnoreUnknown" && (value == "1" || value.eq_ignore_ascii_case("true"))
-        });
-        let mut arguments = Self::default();
-        for (name, value) in pairs {
-            let text = || (!value.is_empty()).then(|| value.to_owned());
-            match name {
-                "K8S_POD_NAMESPACE" => arguments.pod.namespace = text(),
-                "K8S_POD_NAME" => arguments.pod.name = text(),
-                "K8S_POD_UID" => arguments.pod.uid = text(),
-                "K8S_POD_INFRA_CONTAINER_ID" | "IgnoreUnknown" => {}
-                "IP" => {
-                    arguments.addresses = addresses(
-                        value.split(',').filter(|part| !part.is_empty()),
-                        "CNI_ARGS IP",
-                        code::INVALID_ENVIRONMENT,
-                    )?;
-                }
-                _ if ignore_unknown => {}
-                unknown => {
-                    return Err(invalid(format!("CNI_ARGS: unknown argument {unknown:?}"))
-                        .cure("remove it, or add IgnoreUnknown=1"));
-                }
-            }
-        }
-        Ok(arguments)
-    }
 }
 
 #[cfg(test)]

@@ -2,13 +2,17 @@
 //! then the daemon's answer in, words out.
 //!
 //! The program `fabric-cni` is a thin shell around [`decide`], [`ask`] and [`conclude`]. The first and
-//! the last are pure and take anything: they never panic.
+//! the last are pure and take anything: they never panic. Under the name `loopback` the program is
+//! another plugin: [`loopback`].
 #![forbid(unsafe_code)]
 
 mod client;
 mod error;
 mod invocation;
+pub mod loopback;
+mod namespace;
 mod output;
+mod panics;
 mod pending;
 mod version;
 
@@ -16,12 +20,13 @@ use std::io;
 
 use fabric_proto::cni::{Response, code};
 
-use crate::invocation::Verb;
+use crate::invocation::{Action, Verb};
 pub use crate::{
     client::ask,
     error::CniError,
     invocation::{Environment, Invocation, STDIN_BYTES_MAX, VARIABLES},
     output::Printed,
+    panics::report_panics,
 };
 
 /// What to do about a call.
@@ -39,21 +44,21 @@ pub fn decide(
     environment: Result<Environment, CniError>,
     stdin: impl FnOnce() -> io::Result<Vec<u8>>,
 ) -> Decision {
-    let environment = match environment {
-        Ok(environment) => environment,
-        Err(error) => return Decision::Print(output::failure(None, &error)),
-    };
-    let verb = match invocation::command(&environment) {
-        Ok(Some(Verb::Version)) => return Decision::Print(output::versions()),
-        Ok(Some(verb)) => verb,
-        Ok(None) => return Decision::Print(output::about()),
-        Err(error) => return Decision::Print(output::failure(None, &error)),
-    };
-    let stdin = match stdin().map_err(unreadable).and_then(within_limit) {
-        Ok(stdin) => stdin,
-        Err(error) => return Decision::Print(output::failure(None, &error)),
+    const WHAT: &str = "attaches containers to the fabric";
+    let (verb, environment, stdin) = match listen(environment, stdin, "fabric-cni", WHAT) {
+        Listened::Print(printed) => return Decision::Print(printed),
+        Listened::Call {
+            verb,
+            environment,
+            stdin,
+        } => (verb, environment, stdin),
     };
     match Invocation::parse(verb, &environment, &stdin) {
+        // Without a list there is nothing to be freed, and nothing to be asked.
+        Ok(Invocation {
+            action: Action::Gc { valid: None, .. },
+            ..
+        }) => Decision::Print(Printed::default()),
         Ok(invocation) => Decision::Ask(Box::new(invocation)),
         Err(error) => Decision::Print(output::failure(
             invocation::version_for_errors(&stdin),
@@ -68,6 +73,46 @@ pub fn conclude(invocation: &Invocation, answer: Result<Response, CniError>) -> 
     match answer.and_then(|response| client::done(invocation, response)) {
         Ok(done) => output::success(invocation, &done),
         Err(error) => output::failure(Some(invocation.version), &error),
+    }
+}
+
+/// What a runtime said, as far as it is the same for all plugins.
+enum Listened {
+    /// Nothing needs to be done.
+    Print(Printed),
+    /// A call to be checked.
+    Call {
+        verb: Verb,
+        environment: Environment,
+        stdin: Vec<u8>,
+    },
+}
+
+/// Answers those who want to know what this is, and reads the rest of a call.
+fn listen(
+    environment: Result<Environment, CniError>,
+    stdin: impl FnOnce() -> io::Result<Vec<u8>>,
+    program: &str,
+    what: &str,
+) -> Listened {
+    let refused = |error| Listened::Print(output::failure(None, &error));
+    let environment = match environment {
+        Ok(environment) => environment,
+        Err(error) => return refused(error),
+    };
+    let verb = match invocation::command(&environment) {
+        Ok(Some(Verb::Version)) => return Listened::Print(output::versions()),
+        Ok(Some(verb)) => verb,
+        Ok(None) => return Listened::Print(output::about(program, what)),
+        Err(error) => return refused(error),
+    };
+    match stdin().map_err(unreadable).and_then(within_limit) {
+        Ok(stdin) => Listened::Call {
+            verb,
+            environment,
+            stdin,
+        },
+        Err(error) => refused(error),
     }
 }
 

@@ -1,28 +1,44 @@
 //! The CNI plugin: environment and stdin in, one request to the daemon, one result out.
 //!
 //! The runtime executes it once per call, so it starts no threads and reads nothing but its
-//! environment, stdin and the daemon's socket. What it does with them is in the library.
+//! environment, stdin and the daemon's socket. What it does with them is in the library. Under the
+//! file name `loopback` it is the plugin of that name, and asks the kernel in the daemon's place.
 #![forbid(unsafe_code)]
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     process::ExitCode,
 };
 
-use fabric_cni::{CniError, Decision, Environment, Printed, STDIN_BYTES_MAX, VARIABLES};
-
-/// Exit status when the result did not reach the runtime, which then undoes the call.
-const UNPRINTED: u8 = 1;
+use fabric_cni::{CniError, Decision, Environment, Printed, STDIN_BYTES_MAX, VARIABLES, loopback};
 
 fn main() -> ExitCode {
-    let printed = match fabric_cni::decide(environment(), read_stdin) {
+    fabric_cni::report_panics();
+    let is_loopback = std::env::args_os()
+        .next()
+        .is_some_and(|program| loopback::is_called(&program));
+    let printed = if is_loopback { set_lo() } else { attach() };
+    ExitCode::from(printed.write())
+}
+
+fn attach() -> Printed {
+    match fabric_cni::decide(environment(), read_stdin) {
         Decision::Print(printed) => printed,
         Decision::Ask(invocation) => {
             let answer = fabric_cni::ask(&invocation);
             fabric_cni::conclude(&invocation, answer)
         }
-    };
-    print(&printed)
+    }
+}
+
+fn set_lo() -> Printed {
+    match loopback::decide(environment(), read_stdin) {
+        loopback::Decision::Print(printed) => printed,
+        loopback::Decision::Act(call) => {
+            let found = loopback::act(&call);
+            loopback::conclude(&call, found)
+        }
+    }
 }
 
 /// The variables of the CNI specification, and no others: nothing else steers the plugin.
@@ -47,19 +63,4 @@ fn read_stdin() -> io::Result<Vec<u8>> {
         .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn print(printed: &Printed) -> ExitCode {
-    let _ = io::stderr().write_all(printed.stderr.as_bytes());
-    let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(printed.stdout.as_bytes())
-        .and_then(|()| stdout.flush());
-    match written {
-        Ok(()) => ExitCode::from(printed.status),
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "fabric-cni: cannot write to stdout: {error}");
-            ExitCode::from(UNPRINTED)
-        }
-    }
 }

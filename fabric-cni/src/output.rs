@@ -1,12 +1,16 @@
 //! The words of the plugin: results and errors as the CNI specification has them.
 //!
-//! Comes in: what happened. Goes out: what to print, and the exit status. Pure.
+//! Comes in: what happened. Goes out: what to print, and the exit status. Pure, but for
+//! [`Printed::write`].
 
-use std::net::IpAddr;
+use std::{
+    io::{self, Write as _},
+    net::IpAddr,
+};
 
 use fabric_proto::cni::Attached;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     client::Done,
@@ -29,6 +33,26 @@ pub struct Printed {
     pub stderr: String,
     /// Exit status: 0 for success.
     pub status: u8,
+}
+
+impl Printed {
+    /// Says what is to be said; the exit status for the program. A result that did not reach the
+    /// runtime is a failure: it then undoes the call.
+    #[must_use]
+    pub fn write(&self) -> u8 {
+        let _ = io::stderr().write_all(self.stderr.as_bytes());
+        let mut stdout = io::stdout().lock();
+        let written = stdout
+            .write_all(self.stdout.as_bytes())
+            .and_then(|()| stdout.flush());
+        match written {
+            Ok(()) => self.status,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "fabric-cni: cannot write to stdout: {error}");
+                FAILED
+            }
+        }
+    }
 }
 
 /// The result of a call that succeeded; verbs other than ADD say nothing.
@@ -55,6 +79,16 @@ pub(crate) fn success(invocation: &Invocation, done: &Done) -> Printed {
     printed(&result, 0)
 }
 
+/// The result of an ADD of `loopback`.
+pub(crate) fn loopback_success(
+    version: CniVersion,
+    netns: &str,
+    addresses: &[(IpAddr, u8)],
+    prev_result: Option<PrevResult>,
+) -> Printed {
+    printed(&loopback_result(version, netns, addresses, prev_result), 0)
+}
+
 /// An error. Without a version that the runtime asked for, the newest stands.
 pub(crate) fn failure(version: Option<CniVersion>, error: &CniError) -> Printed {
     printed(
@@ -69,10 +103,10 @@ pub(crate) fn versions() -> Printed {
 }
 
 /// Tells a person what this program is; stdout is for runtimes.
-pub(crate) fn about() -> Printed {
+pub(crate) fn about(program: &str, what: &str) -> Printed {
     Printed {
         stderr: format!(
-            "fabric-cni {}: CNI plugin that attaches containers to the fabric; run by a container runtime\nCNI protocol versions supported: {}\n",
+            "{program} {}: CNI plugin that {what}; run by a container runtime\nCNI protocol versions supported: {}\n",
             env!("CARGO_PKG_VERSION"),
             supported()
         ),
@@ -98,17 +132,8 @@ fn printed(object: &impl Serialize, status: u8) -> Printed {
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AddResult {
-    cni_version: &'static str,
-    interfaces: Vec<Value>,
-    ips: Vec<Value>,
-    routes: Vec<Value>,
-    dns: Value,
-}
-
-/// What earlier plugins of the chain reported, followed by the pod's interface.
+/// What earlier plugins of the chain reported, with all that this one does not know, and the pod's
+/// interface with its addresses and routes behind it.
 ///
 /// A TUN device has no hardware address. It is reported as all zeros, as for `lo`, because podman refuses
 /// a result without one.
@@ -118,37 +143,86 @@ fn add_result(
     netns: &str,
     attached: &Attached,
     prev_result: PrevResult,
-) -> impl Serialize + use<> {
-    let PrevResult {
-        mut interfaces,
-        mut ips,
-        mut routes,
-        dns,
-    } = prev_result;
-    let index = interfaces.len();
+) -> Map<String, Value> {
     let mut interface = json!({ "name": ifname, "mac": NO_MAC, "sandbox": netns });
     if version >= CniVersion::V1_1_0 {
         set(&mut interface, "mtu", json!(attached.mtu));
     }
-    interfaces.push(interface);
-    for address in &attached.addresses {
-        let (bits, family, default) = match address {
-            IpAddr::V4(_) => (32, "4", "0.0.0.0/0"),
-            IpAddr::V6(_) => (128, "6", "::/0"),
+    let mut result = prev_result.into_object();
+    let index = append(&mut result, "interfaces", vec![interface]);
+    let (mut ips, mut routes) = (Vec::new(), Vec::new());
+    for &address in &attached.addresses {
+        let (bits, default) = match address {
+            IpAddr::V4(_) => (32, "0.0.0.0/0"),
+            IpAddr::V6(_) => (128, "::/0"),
         };
-        let mut ip = json!({ "address": format!("{address}/{bits}"), "interface": index });
-        if version <= CniVersion::V0_4_0 {
-            set(&mut ip, "version", json!(family));
-        }
-        ips.push(ip);
+        ips.push(ip(version, address, bits, index));
         routes.push(json!({ "dst": default }));
     }
-    AddResult {
-        cni_version: version.as_str(),
-        interfaces,
-        ips,
-        routes,
-        dns: dns.unwrap_or_else(|| json!({})),
+    append(&mut result, "ips", ips);
+    append(&mut result, "routes", routes);
+    finish(version, &mut result);
+    result
+}
+
+/// The result of `loopback`: what earlier plugins reported, as it came, else the interface `lo` with
+/// its addresses.
+fn loopback_result(
+    version: CniVersion,
+    netns: &str,
+    addresses: &[(IpAddr, u8)],
+    prev_result: Option<PrevResult>,
+) -> Map<String, Value> {
+    let mut result = prev_result.map_or_else(
+        || {
+            let interface = json!({ "name": "lo", "mac": NO_MAC, "sandbox": netns });
+            let ips = addresses.iter();
+            let mut result = Map::new();
+            append(&mut result, "interfaces", vec![interface]);
+            append(
+                &mut result,
+                "ips",
+                ips.map(|&(address, bits)| ip(version, address, bits, 0))
+                    .collect(),
+            );
+            result
+        },
+        PrevResult::into_object,
+    );
+    finish(version, &mut result);
+    result
+}
+
+/// An address as a result has it: up to 0.4.0 it names its family.
+fn ip(version: CniVersion, address: IpAddr, bits: u8, interface: usize) -> Value {
+    let mut ip = json!({ "address": format!("{address}/{bits}"), "interface": interface });
+    if version <= CniVersion::V0_4_0 {
+        let family = if address.is_ipv4() { "4" } else { "6" };
+        set(&mut ip, "version", json!(family));
+    }
+    ip
+}
+
+/// Puts `entries` behind those that the list `key` holds, and says how many these were.
+fn append(result: &mut Map<String, Value>, key: &str, entries: Vec<Value>) -> usize {
+    let list = result.entry(key).or_insert_with(|| json!([]));
+    if list.is_null() {
+        *list = json!([]);
+    }
+    let Value::Array(list) = list else {
+        return 0;
+    };
+    let before = list.len();
+    list.extend(entries);
+    before
+}
+
+/// A result speaks the version of the configuration, and has a `dns`.
+fn finish(version: CniVersion, result: &mut Map<String, Value>) {
+    result.insert("cniVersion".into(), json!(version.as_str()));
+    let dns = result.entry("dns").or_insert_with(|| json!({}));
+    if dns.is_null() {
+        *dns = json!({});
     }
 }
 
@@ -204,64 +278,6 @@ mod tests {
         }
     }
 
-    fn check(version: CniVersion, prev_result: PrevResult, expected: &str) {
-        let result = add_result(
-            version,
-            "eth0",
-            "/run/netns/p",
-            &attached(&["10.244.1.5", "fd00::5"]),
-            prev_result,
-        );
-        assert_eq!(serde_json::to_string(&result).unwrap(), expected);
-    }
-
-    /// Up to 0.4.0 each address names its family and the interface has no mtu.
-    #[test]
-    fn result_0_3_1_and_0_4_0() {
-        for version in [CniVersion::V0_3_1, CniVersion::V0_4_0] {
-            let expected = r#"{"cniVersion":"VERSION","interfaces":[{"mac":"00:00:00:00:00:00","name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0,"version":"4"},{"address":"fd00::5/128","interface":0,"version":"6"}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#;
-            let expected = expected.replace("VERSION", version.as_str());
-            check(version, PrevResult::default(), &expected);
-        }
-    }
-
-    /// 1.0.0 knows neither the family of an address nor the mtu.
-    #[test]
-    fn result_1_0_0() {
-        check(
-            CniVersion::V1_0_0,
-            PrevResult::default(),
-            r#"{"cniVersion":"1.0.0","interfaces":[{"mac":"00:00:00:00:00:00","name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0},{"address":"fd00::5/128","interface":0}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#,
-        );
-    }
-
-    /// 1.1.0 tells the mtu.
-    #[test]
-    fn result_1_1_0() {
-        check(
-            CniVersion::V1_1_0,
-            PrevResult::default(),
-            r#"{"cniVersion":"1.1.0","interfaces":[{"mac":"00:00:00:00:00:00","mtu":1500,"name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"10.244.1.5/32","interface":0},{"address":"fd00::5/128","interface":0}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{}}"#,
-        );
-    }
-
-    /// What earlier plugins reported comes first and unchanged, and our addresses point at our
-    /// interface behind theirs.
-    #[test]
-    fn result_in_a_chain() {
-        let prev_result = PrevResult {
-            interfaces: vec![json!({"name": "lo", "sandbox": "/run/netns/p", "x": 1})],
-            ips: vec![json!({"address": "127.0.0.1/8", "interface": 0})],
-            routes: Vec::new(),
-            dns: Some(json!({"nameservers": ["10.96.0.10"]})),
-        };
-        check(
-            CniVersion::V1_0_0,
-            prev_result,
-            r#"{"cniVersion":"1.0.0","interfaces":[{"name":"lo","sandbox":"/run/netns/p","x":1},{"mac":"00:00:00:00:00:00","name":"eth0","sandbox":"/run/netns/p"}],"ips":[{"address":"127.0.0.1/8","interface":0},{"address":"10.244.1.5/32","interface":1},{"address":"fd00::5/128","interface":1}],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}],"dns":{"nameservers":["10.96.0.10"]}}"#,
-        );
-    }
-
     /// A pod with one family gets one default route.
     #[test]
     fn single_family() {
@@ -272,7 +288,6 @@ mod tests {
             &attached(&["fd00::5"]),
             PrevResult::default(),
         );
-        let result = serde_json::to_value(&result).unwrap();
         assert_eq!(result["routes"], json!([{"dst": "::/0"}]));
     }
 

@@ -3,13 +3,18 @@
 //! A frame is a 4-byte big-endian length and that many bytes of JSON, at most [`FRAME_BYTES_MAX`].
 //! Where the daemon does not answer, a DEL becomes a file: [`PendingDelete`].
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-/// Largest frame either side reads (bytes of JSON, the length itself not counted).
-pub const FRAME_BYTES_MAX: usize = 256 * 1024;
+/// Largest frame either side reads (bytes of JSON, the length itself not counted): the list of a GC is
+/// as long as the configuration that it came in, of which the plugin reads 4 MiB. The rest is room for
+/// what stands around the list.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024 + 64 * 1024;
+/// What requests fit in, but for long GCs (bytes): the daemon reads only few longer frames at a time,
+/// so that its connections together cannot take much memory.
+pub const FRAME_BYTES_USUAL: usize = 64 * 1024;
 /// Bytes of the length in front of the JSON.
 pub const FRAME_HEADER_LEN: usize = 4;
 /// Folder beneath the state directory that holds [`PendingDelete`] files.
@@ -81,7 +86,12 @@ impl PendingDelete {
     pub const VERSION: u32 = 1;
     /// What a finished file's name ends with; others in the folder are unfinished.
     pub const SUFFIX: &str = ".delete";
-    /// Most files the plugin lets pile up.
+    /// What an unfinished file's name ends with. One that is older than [`PendingDelete::UNFINISHED_AGE`]
+    /// was left behind by a plugin that was killed, and may be removed.
+    pub const UNFINISHED_SUFFIX: &str = ".tmp";
+    /// No plugin takes this long to write a file.
+    pub const UNFINISHED_AGE: Duration = Duration::from_secs(60);
+    /// Most finished files the plugin lets pile up.
     pub const FILES_MAX: usize = 10_000;
     /// Largest file the daemon reads (bytes).
     pub const FILE_BYTES_MAX: usize = 64 * 1024;
@@ -186,9 +196,32 @@ pub enum Request {
     Gc {
         /// Name of the network.
         network: String,
-        /// Attachments that are still valid.
-        valid: Vec<AttachmentKey>,
+        /// Attachments of this network that are still valid.
+        valid: Vec<ValidAttachment>,
     },
+}
+
+/// An attachment that GC leaves alone. The network is not repeated, so that a list takes no more
+/// room here than it took in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ValidAttachment {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+impl ValidAttachment {
+    /// The key of this attachment in `network`.
+    #[must_use]
+    pub fn in_network(self, network: &str) -> AttachmentKey {
+        AttachmentKey {
+            network: network.to_owned(),
+            container_id: self.container_id,
+            ifname: self.ifname,
+        }
+    }
 }
 
 /// What the daemon answers.
@@ -240,7 +273,7 @@ pub mod code {
     pub const DECODE: u32 = 6;
     /// Invalid network config.
     pub const INVALID_CONFIG: u32 = 7;
-    /// Invalid network namespace.
+    /// Invalid network namespace (libcni's `ErrInvalidNetNS`).
     pub const INVALID_NETNS: u32 = 8;
     /// Try again later.
     pub const TRY_AGAIN: u32 = 11;
@@ -248,6 +281,8 @@ pub mod code {
     pub const NOT_AVAILABLE: u32 = 50;
     /// Not available, and existing containers may have limited connectivity (STATUS).
     pub const LIMITED: u32 = 51;
+    /// An error inside the plugin (libcni's `ErrInternal`).
+    pub const INTERNAL: u32 = 999;
     /// The interface name is taken in the pod's namespace.
     pub const INTERFACE_EXISTS: u32 = 100;
     /// CHECK found a difference.
@@ -292,6 +327,23 @@ mod tests {
         let max = u32::try_from(FRAME_BYTES_MAX).unwrap();
         assert!(frame_length(max.to_be_bytes()).is_ok());
         assert!(frame_length((max + 1).to_be_bytes()).is_err());
+    }
+
+    /// A full GC fits: 16,384 attachments of the 64 characters that runtimes give their containers, and
+    /// as many of any length as come in 4 MiB of configuration.
+    #[test]
+    fn long_gcs_fit() {
+        for (count, id_len) in [(16_384, 64), (4_000, 1_000)] {
+            let valid: Vec<ValidAttachment> = (0..count)
+                .map(|index| ValidAttachment {
+                    container_id: format!("{index:0>id_len$}"),
+                    ifname: "eth0".into(),
+                })
+                .collect();
+            let network = "n".repeat(1024);
+            let frame = encode_frame(&Request::Gc { network, valid }).unwrap();
+            assert!(frame.len() > FRAME_BYTES_USUAL, "{}", frame.len());
+        }
     }
 
     /// A message too large to be read is not sent.

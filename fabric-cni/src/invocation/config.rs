@@ -5,10 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fabric_proto::cni::{AttachmentKey, code};
+use fabric_proto::cni::{ValidAttachment, code};
 use serde_json::{Map, Value};
 
-use super::{NAME_RULE, is_name};
+use super::{
+    names::{NAME_RULE, is_name, wrong_with_ifname},
+    prev_result::{PrevResult, addresses},
+};
 use crate::{error::CniError, version::CniVersion};
 
 /// Where the daemon listens unless the configuration says otherwise.
@@ -20,8 +23,8 @@ const VALID_ATTACHMENTS_MAX: usize = 16_384;
 
 /// A network configuration with the keys that every verb needs already checked.
 #[derive(Debug)]
-pub(super) struct Config {
-    pub(super) version: CniVersion,
+pub(crate) struct Config {
+    pub(crate) version: CniVersion,
     pub(super) name: String,
     pub(super) socket: PathBuf,
     pub(super) state_dir: PathBuf,
@@ -105,53 +108,49 @@ impl Config {
     }
 
     /// The result of earlier plugins, where there is one.
-    pub(super) fn prev_result(&self) -> Result<Option<PrevResult>, CniError> {
+    pub(crate) fn prev_result(&self) -> Result<Option<PrevResult>, CniError> {
         match self.raw.get("prevResult") {
             None | Some(Value::Null) => Ok(None),
             Some(value) => PrevResult::parse(value).map(Some),
         }
     }
 
-    /// What GC must leave alone. A list that is null or empty says that nothing is valid; a list
-    /// that is not there says nothing at all, and is refused.
-    pub(super) fn valid_attachments(&self) -> Result<Vec<AttachmentKey>, CniError> {
+    /// What GC must leave alone; `None` when there is no list. A list that is null or empty says that
+    /// nothing is valid; a list that is not there says nothing at all.
+    pub(super) fn valid_attachments(&self) -> Result<Option<Vec<ValidAttachment>>, CniError> {
         const KEY: &str = "cni.dev/valid-attachments";
         // libcni sends this misspelt key beside the right one.
         const KEY_OLD: &str = "cni.dev/attachments";
-        let Some(value) = self.raw.get(KEY).or_else(|| self.raw.get(KEY_OLD)) else {
-            return Err(
-                invalid(format!("GC needs {KEY} in the network configuration"))
-                    .cure("nothing was freed: a missing list does not mean an empty one"),
-            );
-        };
-        let entries = match value {
-            Value::Null => return Ok(Vec::new()),
-            Value::Array(entries) if entries.len() <= VALID_ATTACHMENTS_MAX => entries,
-            Value::Array(_) => {
+        let entries = match self.raw.get(KEY).or_else(|| self.raw.get(KEY_OLD)) {
+            None => return Ok(None),
+            Some(Value::Null) => return Ok(Some(Vec::new())),
+            Some(Value::Array(entries)) if entries.len() <= VALID_ATTACHMENTS_MAX => entries,
+            Some(Value::Array(_)) => {
                 return Err(invalid(format!(
                     "{KEY} holds more than {VALID_ATTACHMENTS_MAX} attachments"
                 )));
             }
-            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
+            Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => {
                 return Err(invalid(format!("{KEY} is not a list")));
             }
         };
-        entries
-            .iter()
-            .map(|entry| {
-                let text = |key| entry.get(key).and_then(Value::as_str);
-                match (text("containerID"), text("ifname")) {
-                    (Some(container_id), Some(ifname)) => Ok(AttachmentKey {
-                        network: self.name.clone(),
-                        container_id: container_id.to_owned(),
-                        ifname: ifname.to_owned(),
-                    }),
-                    _ => Err(invalid(format!(
-                        "{KEY}: {entry} does not hold containerID and ifname"
-                    ))),
-                }
-            })
-            .collect()
+        let mut valid = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let text = |key| entry.get(key).and_then(Value::as_str);
+            let (Some(container_id), Some(ifname)) = (text("containerID"), text("ifname")) else {
+                return Err(invalid(format!(
+                    "{KEY}: {entry} does not hold containerID and ifname"
+                )));
+            };
+            // Names that no ADD is let through with belong to no attachment.
+            if is_name(container_id) && wrong_with_ifname(ifname).is_none() {
+                valid.push(ValidAttachment {
+                    container_id: container_id.to_owned(),
+                    ifname: ifname.to_owned(),
+                });
+            }
+        }
+        Ok(Some(valid))
     }
 
     fn object(&self, key: &str) -> Result<Option<&Map<String, Value>>, CniError> {
@@ -160,98 +159,6 @@ impl Config {
             Some(Value::Object(object)) => Ok(Some(object)),
             Some(other) => Err(invalid(format!("{key} = {other} is not an object"))),
         }
-    }
-}
-
-/// The result of the plugins before this one, kept as it came: what this plugin does not know
-/// passes through.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct PrevResult {
-    pub(crate) interfaces: Vec<Value>,
-    pub(crate) ips: Vec<Value>,
-    pub(crate) routes: Vec<Value>,
-    pub(crate) dns: Option<Value>,
-}
-
-impl PrevResult {
-    fn parse(value: &Value) -> Result<Self, CniError> {
-        let broken = |msg: String| CniError::new(code::DECODE, format!("prevResult: {msg}"));
-        let Value::Object(object) = value else {
-            return Err(broken("not an object".into()));
-        };
-        let list = |key: &str| match object.get(key) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Array(entries)) if entries.iter().all(Value::is_object) => {
-                Ok(entries.clone())
-            }
-            Some(_) => Err(broken(format!("{key} is not a list of objects"))),
-        };
-        let dns = match object.get("dns") {
-            None | Some(Value::Null) => None,
-            Some(dns @ Value::Object(_)) => Some(dns.clone()),
-            Some(_) => return Err(broken("dns is not an object".into())),
-        };
-        Ok(Self {
-            interfaces: list("interfaces")?,
-            ips: list("ips")?,
-            routes: list("routes")?,
-            dns,
-        })
-    }
-
-    /// Whether an interface of this name is inside a container: those have a sandbox.
-    pub(super) fn has_container_interface(&self, ifname: &str) -> bool {
-        self.interfaces.iter().any(|interface| {
-            let text = |key| interface.get(key).and_then(Value::as_str).unwrap_or("");
-            text("name") == ifname && !text("sandbox").is_empty()
-        })
-    }
-
-    /// The addresses without their prefix lengths.
-    pub(super) fn addresses(&self) -> Result<Vec<IpAddr>, CniError> {
-        self.ips
-            .iter()
-            .map(|ip| {
-                ip.get("address")
-                    .and_then(Value::as_str)
-                    .and_then(parse_address)
-                    .ok_or_else(|| {
-                        CniError::new(
-                            code::DECODE,
-                            format!("prevResult: ips: {ip} has no address"),
-                        )
-                    })
-            })
-            .collect()
-    }
-}
-
-/// Reads addresses, each with or without a prefix length.
-pub(super) fn addresses<'a>(
-    texts: impl Iterator<Item = &'a str>,
-    source: &str,
-    code: u32,
-) -> Result<Vec<IpAddr>, CniError> {
-    texts
-        .map(|text| {
-            parse_address(text).ok_or_else(|| {
-                CniError::new(code, format!("{source}: {text:?} is not an IP address"))
-            })
-        })
-        .collect()
-}
-
-/// `10.0.0.1` or `10.0.0.1/24`.
-pub(super) fn parse_address(text: &str) -> Option<IpAddr> {
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, Some(prefix)),
-        None => (text, None),
-    };
-    let address: IpAddr = address.trim().parse().ok()?;
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    match prefix {
-        Some(prefix) if prefix.parse::<u8>().ok()? > bits => None,
-        _ => Some(address),
     }
 }
 

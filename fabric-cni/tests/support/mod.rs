@@ -1,19 +1,21 @@
 //! One execution of the real plugin binary against a daemon of a few lines.
 
 #![allow(
-    dead_code,
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
-    reason = "each test file uses its part, and support that fails fails its test"
+    reason = "support that fails fails its test"
 )]
 
-pub(crate) mod refusals;
+pub(crate) mod pod;
+pub(crate) mod table;
 
 use std::{
+    ffi::OsStr,
+    fs,
     io::{Read, Write},
-    os::unix::net::UnixListener,
+    os::unix::{fs::symlink, net::UnixListener},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
@@ -65,7 +67,9 @@ pub(crate) struct Call {
     /// Stands for `config` where given.
     pub stdin: Option<Vec<u8>>,
     pub daemon: Daemon,
-    /// Checked after the call, while the folder still exists.
+    /// File name under which the program is executed.
+    pub program: &'static str,
+    /// Of this call alone; checked after it, while it still exists.
     pub folder: Arc<TempDir>,
 }
 
@@ -83,15 +87,6 @@ pub(crate) fn key_of(container_id: &str) -> AttachmentKey {
         container_id: container_id.into(),
         ifname: "eth0".into(),
     }
-}
-
-/// The call succeeded and printed nothing at all.
-pub(crate) fn check_silent(outcome: &Outcome) {
-    assert_eq!(outcome.status, 0, "{outcome:?}");
-    assert!(
-        outcome.stdout.is_empty() && outcome.stderr.is_empty(),
-        "{outcome:?}"
-    );
 }
 
 impl Call {
@@ -123,8 +118,20 @@ impl Call {
             config,
             stdin: None,
             daemon: Daemon::Answers(answer),
+            program: "fabric-cni",
             folder,
         }
+    }
+
+    /// A call of the program under the name `loopback`, as containerd makes it: there is no daemon.
+    pub(crate) fn loopback(verb: &str, netns: &str) -> Self {
+        let mut call = Self::new(verb)
+            .env("CNI_IFNAME", "lo")
+            .env("CNI_NETNS", netns)
+            .daemon(Daemon::Absent);
+        call.config = json!({"cniVersion": "1.1.0", "name": "cni-loopback", "type": "loopback"});
+        call.program = "loopback";
+        call
     }
 
     pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
@@ -162,21 +169,18 @@ impl Call {
         self.folder.path().join("state")
     }
 
-    pub(crate) fn run(&self) -> Outcome {
+    /// Files of DELs that are kept for the daemon.
+    pub(crate) fn kept_deletes(&self) -> Vec<PathBuf> {
+        fs::read_dir(self.state_dir().join("pending-deletes"))
+            .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
+            .unwrap_or_default()
+    }
+
+    /// Begins the call; stdin is still open. What the daemon is asked is in the list.
+    pub(crate) fn start(&self) -> (Child, Arc<Mutex<Vec<Request>>>) {
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let socket = self.folder.path().join("cni.sock");
-        let _ = std::fs::remove_file(&socket);
-        match self.daemon.clone() {
-            Daemon::Absent => {}
-            Daemon::Stale => drop(UnixListener::bind(&socket).unwrap()),
-            daemon => {
-                let listener = UnixListener::bind(&socket).unwrap();
-                let requests = Arc::clone(&requests);
-                // Ends with the process where the plugin never comes.
-                thread::spawn(move || serve(&listener, &daemon, &requests));
-            }
-        }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fabric-cni"))
+        self.start_daemon(&requests);
+        let child = Command::new(self.executable())
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
@@ -184,6 +188,11 @@ impl Call {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        (child, requests)
+    }
+
+    pub(crate) fn run(&self) -> Outcome {
+        let (mut child, requests) = self.start();
         let stdin = self
             .stdin
             .clone()
@@ -197,6 +206,34 @@ impl Call {
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
             requests,
+        }
+    }
+
+    /// The program, by another name where the call wants one.
+    fn executable(&self) -> PathBuf {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_fabric-cni"));
+        if program.file_name() == Some(OsStr::new(self.program)) {
+            return program;
+        }
+        let link = self.folder.path().join(self.program);
+        if !link.exists() {
+            symlink(&program, &link).unwrap();
+        }
+        link
+    }
+
+    fn start_daemon(&self, requests: &Arc<Mutex<Vec<Request>>>) {
+        let socket = self.folder.path().join("cni.sock");
+        let _ = fs::remove_file(&socket);
+        match self.daemon.clone() {
+            Daemon::Absent => {}
+            Daemon::Stale => drop(UnixListener::bind(&socket).unwrap()),
+            daemon => {
+                let listener = UnixListener::bind(&socket).unwrap();
+                let requests = Arc::clone(requests);
+                // Ends with the process where the plugin never comes.
+                thread::spawn(move || serve(&listener, &daemon, &requests));
+            }
         }
     }
 }

@@ -16,15 +16,15 @@ use std::{
 };
 
 use fabric_proto::cni::{
-    FRAME_HEADER_LEN, Failure, FrameError, Request, Response, code, decode_frame, encode_frame,
-    frame_length,
+    FRAME_BYTES_USUAL, FRAME_HEADER_LEN, Failure, FrameError, Request, Response, code,
+    decode_frame, encode_frame, frame_length,
 };
 use rustix::process::geteuid;
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
     task::JoinSet,
     time::timeout,
 };
@@ -46,6 +46,8 @@ const REQUESTS_MAX: usize = 16;
 const DELETES_MAX: usize = 16;
 /// STATUS requests side by side (threads).
 const STATUSES_MAX: usize = 4;
+/// Long frames (GCs) in memory at a time: each may take 4 MiB, and twice as much once it is decoded.
+const LONG_FRAMES_MAX: usize = 2;
 /// Connections at a time; the next ones wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 512;
 
@@ -138,6 +140,7 @@ impl CniServer {
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             deletes: Arc::new(Semaphore::new(DELETES_MAX)),
             statuses: Arc::new(Semaphore::new(STATUSES_MAX)),
+            long_frames: Semaphore::new(LONG_FRAMES_MAX),
         });
         let mut connections = JoinSet::new();
         loop {
@@ -206,6 +209,7 @@ struct Desk<L: Links> {
     requests: Arc<Semaphore>,
     deletes: Arc<Semaphore>,
     statuses: Arc<Semaphore>,
+    long_frames: Semaphore,
 }
 
 impl<L: Links> Desk<L> {
@@ -225,13 +229,21 @@ impl<L: Links> Desk<L> {
                 return;
             }
         }
-        let response = match timeout(EXCHANGE_TIMEOUT, read_request(&mut stream)).await {
-            Ok(Ok(Request::Add {
-                key,
-                netns,
-                pod,
-                addresses,
-            })) => {
+        let response = match timeout(
+            EXCHANGE_TIMEOUT,
+            read_request(&mut stream, &self.long_frames),
+        )
+        .await
+        {
+            Ok(Ok((
+                Request::Add {
+                    key,
+                    netns,
+                    pod,
+                    addresses,
+                },
+                _long,
+            ))) => {
                 let request = AddRequest {
                     netns: netns.into(),
                     pod,
@@ -240,7 +252,7 @@ impl<L: Links> Desk<L> {
                 let ticket = Arc::new(self.attacher.begin_add(key));
                 return self.attend_add(stream, ticket, request).await;
             }
-            Ok(Ok(request)) => self.answer(request).await,
+            Ok(Ok((request, _long))) => self.answer(request).await,
             Ok(Err(ReadError::Io(error))) => {
                 debug!(%error, "the plugin hung up before it had said what it wants");
                 return;
@@ -334,7 +346,14 @@ impl<L: Links> Desk<L> {
                 .await
             }
             Request::Gc { network, valid } => {
-                blocking(requests, move || attacher.gc(&network, &valid).map(drop)).await
+                blocking(requests, move || {
+                    let valid: Vec<_> = valid
+                        .into_iter()
+                        .map(|attachment| attachment.in_network(&network))
+                        .collect();
+                    attacher.gc(&network, &valid).map(drop)
+                })
+                .await
             }
             Request::Status => {
                 let work = blocking(Arc::clone(&self.statuses), move || attacher.status());
@@ -379,15 +398,27 @@ enum ReadError {
     Frame(FrameError),
 }
 
-async fn read_request(stream: &mut UnixStream) -> Result<Request, ReadError> {
+/// The request, and the place of a long one, to be held until it is answered. A long frame waits for
+/// its place before anything is allocated for it.
+async fn read_request<'a>(
+    stream: &mut UnixStream,
+    long_frames: &'a Semaphore,
+) -> Result<(Request, Option<SemaphorePermit<'a>>), ReadError> {
     let mut header = [0; FRAME_HEADER_LEN];
     stream
         .read_exact(&mut header)
         .await
         .map_err(ReadError::Io)?;
-    let mut json = vec![0; frame_length(header).map_err(ReadError::Frame)?];
+    let length = frame_length(header).map_err(ReadError::Frame)?;
+    let place = if length > FRAME_BYTES_USUAL {
+        long_frames.acquire().await.ok()
+    } else {
+        None
+    };
+    let mut json = vec![0; length];
     stream.read_exact(&mut json).await.map_err(ReadError::Io)?;
-    decode_frame(&json).map_err(ReadError::Frame)
+    let request = decode_frame(&json).map_err(ReadError::Frame)?;
+    Ok((request, place))
 }
 
 async fn respond(stream: &mut UnixStream, response: &Response) -> io::Result<()> {

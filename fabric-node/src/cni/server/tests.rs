@@ -2,7 +2,7 @@
 
 use std::sync::{Barrier, Condvar, Mutex};
 
-use fabric_proto::cni::{Attached, AttachmentKey, PodIdentity};
+use fabric_proto::cni::{Attached, AttachmentKey, PodIdentity, ValidAttachment};
 use tempfile::TempDir;
 
 use super::*;
@@ -139,6 +139,35 @@ async fn a_pod_over_the_socket() {
     assert_eq!(rig.ask(&del).await, Response::Done);
     assert_eq!(rig.ask(&del).await, Response::Done);
     assert_eq!(rig.world.attached(), 0);
+}
+
+/// A GC of 16,384 attachments is answered; long frames that are
+/// announced and do not come hold up only other long ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_gcs() {
+    let rig = Rig::start();
+    let valid = (0..16_384).map(|index| ValidAttachment {
+        container_id: format!("{index:064}"),
+        ifname: "eth0".into(),
+    });
+    let gc = encode_frame(&Request::Gc {
+        network: "fabric".into(),
+        valid: valid.collect(),
+    })
+    .unwrap();
+    assert!(gc.len() > FRAME_BYTES_USUAL);
+    let mut announced = Vec::new();
+    for _ in 0..LONG_FRAMES_MAX {
+        announced.push(rig.send(&gc[..FRAME_HEADER_LEN]).await);
+    }
+    let del = Request::Del {
+        key: key("c1"),
+        netns: None,
+    };
+    assert_eq!(rig.ask(&del).await, Response::Done);
+    drop(announced);
+    let mut stream = rig.send(&gc).await;
+    assert_eq!(receive(&mut stream).await, Response::Done);
 }
 
 /// Frames that are too long, empty, no JSON, or another protocol's get an error and cost nothing;

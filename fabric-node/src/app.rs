@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 use crate::{
     admin::{server as admin_server, view::NodeView},
     causes::with_causes,
-    cni::{attach::Attacher, server::CniServer},
+    cni::{attach::Attacher, links::KernelLinks, roots::NetnsRoots, server::CniServer},
     config::{self, NodeConfig, SourceConfig},
     control::{
         desired::{DesiredState, NodeSpec},
@@ -102,7 +102,8 @@ impl Node {
         ));
         in_force.set_desired(desired.clone())?;
         dataplane.open_port(PortId::HOST, host_tun)?;
-        let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), wanted)?);
+        let links = KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?;
+        let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), links)?);
         attacher.restore();
         let watch = follow(path, desired, in_force.clone(), last_good)?;
         Ok(Self {

@@ -38,6 +38,7 @@
 //!
 //! [cni]
 //! socket = "/run/fabric/cni.sock"
+//! netns_roots = ["/run/user/1000/netns"]
 //!
 //! [admin]
 //! socket = "/run/fabric/admin.sock"
@@ -130,7 +131,7 @@ pub struct NodeConfig {
     /// `[tunnel]`: the connections to peers.
     pub tunnel: TunnelConfig,
     /// `[cni]`: the socket that the plugin calls.
-    pub cni: SocketConfig,
+    pub cni: CniConfig,
     /// `[admin]`: the socket that the operator's tool calls.
     pub admin: SocketConfig,
 }
@@ -197,10 +198,20 @@ pub enum Congestion {
     Bbr,
 }
 
-/// `[cni]`, `[admin]`
+/// `[cni]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CniConfig {
+    /// `cni.socket`: path of the unix socket. [`CNI_SOCKET`] below `run_dir`.
+    pub socket: PathBuf,
+    /// `cni.netns_roots`: folders of pods' network namespaces, beside those that are always allowed
+    /// ([`crate::cni::roots`]). None.
+    pub netns_roots: Vec<PathBuf>,
+}
+
+/// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketConfig {
-    /// `socket`: path of the unix socket. [`CNI_SOCKET`], [`ADMIN_SOCKET`] below `run_dir`.
+    /// `admin.socket`: path of the unix socket. [`ADMIN_SOCKET`] below `run_dir`.
     pub socket: PathBuf,
 }
 
@@ -304,7 +315,7 @@ struct Document {
     #[serde(default)]
     tunnel: TunnelConfig,
     #[serde(default)]
-    cni: SocketTable,
+    cni: CniTable,
     #[serde(default)]
     admin: SocketTable,
 }
@@ -349,6 +360,14 @@ impl From<SourceTable> for SourceConfig {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct CniTable {
+    socket: Option<PathBuf>,
+    #[serde(default)]
+    netns_roots: Vec<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct SocketTable {
     socket: Option<PathBuf>,
 }
@@ -359,10 +378,8 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
     check_ranges(source, &document)?;
     check_paths(source, &document)?;
     let offloads = document.dataplane.offloads.complete(source)?;
-    let socket = |key: &str, table: SocketTable, default: &str| {
-        let socket = table
-            .socket
-            .unwrap_or_else(|| document.run_dir.join(default));
+    let socket = |key: &str, socket: Option<PathBuf>, default: &str| {
+        let socket = socket.unwrap_or_else(|| document.run_dir.join(default));
         let len = socket.as_os_str().len();
         if len > SOCKET_PATH_BYTES_MAX {
             let problem = format!(
@@ -371,12 +388,17 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
             );
             return Err(source.at_key(key, problem));
         }
-        Ok(SocketConfig { socket })
+        Ok(socket)
     };
     Ok(NodeConfig {
         node,
-        cni: socket("cni.socket", document.cni, CNI_SOCKET)?,
-        admin: socket("admin.socket", document.admin, ADMIN_SOCKET)?,
+        cni: CniConfig {
+            socket: socket("cni.socket", document.cni.socket, CNI_SOCKET)?,
+            netns_roots: document.cni.netns_roots,
+        },
+        admin: SocketConfig {
+            socket: socket("admin.socket", document.admin.socket, ADMIN_SOCKET)?,
+        },
         state_dir: document.state_dir,
         run_dir: document.run_dir,
         source: document.source,
@@ -393,6 +415,8 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
 fn check_paths(source: &Source<'_>, document: &Document) -> Result<(), Misplaced> {
     let SourceConfig::File { path: nodes } = &document.source;
     let identity = &document.identity;
+    let roots = document.cni.netns_roots.iter();
+    let roots = roots.map(|root| ("cni.netns_roots", Some(root)));
     for (key, path) in [
         ("state_dir", Some(&document.state_dir)),
         ("run_dir", Some(&document.run_dir)),
@@ -402,7 +426,10 @@ fn check_paths(source: &Source<'_>, document: &Document) -> Result<(), Misplaced
         ("identity.key", Some(&identity.key)),
         ("cni.socket", document.cni.socket.as_ref()),
         ("admin.socket", document.admin.socket.as_ref()),
-    ] {
+    ]
+    .into_iter()
+    .chain(roots)
+    {
         if let Some(path) = path.filter(|path| !path.is_absolute()) {
             let problem = format!("{} is relative: use an absolute path", path.display());
             return Err(source.at_key(key, problem));

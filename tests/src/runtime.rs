@@ -9,4 +9,5 @@ pub mod cri;
 pub mod image;
 pub mod leaks;
 pub mod place;
+pub mod pod;
 pub mod podman;

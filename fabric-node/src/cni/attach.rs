@@ -43,10 +43,7 @@ use super::{
     store::{Record, State, Store, StoreError},
     times::AddTimes,
 };
-use crate::sys::{
-    netns::NetnsId,
-    tun::{Tun, TunOffloads},
-};
+use crate::sys::{netns::NetnsId, tun::Tun};
 pub use add::AddRequest;
 #[cfg(test)]
 use add::Step;
@@ -92,8 +89,9 @@ pub trait Fabric<D = Tun>: Send + Sync {
     ///
     /// One line; the device is closed then and nothing is published.
     fn attach(&self, attachment: Attachment, device: D) -> Result<PortId, String>;
-    /// Withdraws the routes and closes the device; without effect on what is not attached.
-    fn detach(&self, key: &AttachmentKey);
+    /// Withdraws the routes and takes the device out of use; without effect on what is not attached.
+    /// The device: its end may block, so it should be the caller's.
+    fn detach(&self, key: &AttachmentKey) -> Option<Arc<D>>;
     /// Ranges that the pods of this node get their addresses from.
     fn pod_cidrs(&self) -> Vec<IpNet>;
     /// Addresses of the node itself inside those ranges.
@@ -155,14 +153,9 @@ impl Attacher<KernelLinks> {
     pub fn open(
         state_dir: &Path,
         fabric: Arc<dyn Fabric>,
-        offloads: TunOffloads,
+        links: KernelLinks,
     ) -> Result<Self, AttachError> {
-        Self::with(
-            KernelLinks { offloads },
-            state_dir,
-            fabric,
-            Box::new(Moment::now),
-        )
+        Self::with(links, state_dir, fabric, Box::new(Moment::now))
     }
 }
 
@@ -226,14 +219,17 @@ impl<L: Links> Attacher<L> {
             return Ok(());
         };
         let now = (self.clock)()?;
-        self.fabric.detach(turn.key());
+        let device = self.fabric.detach(turn.key());
         self.change(turn.key(), |entry| entry.published = false);
         if let Where::There(namespace) = self.namespace_of(&record, &now)
-            && let Err(error) = self.links.delete(&namespace, &turn.key().ifname)
+            && let Err(error) = self.links.delete(&namespace, &plan_of(&record))
         {
             // Without a device behind it the interface is dead; it goes away with
             // its namespace.
             warn!(netns = %record.netns.display(), %error, "cannot remove the interface");
+        }
+        if let Some(device) = device {
+            self.links.discard(device);
         }
         self.release(record).inspect_err(|_| {
             // So that no sweep takes up again what was to be removed.

@@ -8,16 +8,19 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    sync::Arc,
 };
 
 use fabric_core::snapshot::POD_MTU;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
+use tracing::warn;
 
+use super::roots::NetnsRoots;
 use crate::sys::{
     netlink::{self, Link, LinkSettings, Netlink, NetlinkError, RouteSpec},
     netns::{Netns, NetnsError, NetnsId},
-    tun::{Tun, TunError, TunOffloads},
+    tun::{Tun, TunError, TunOffloads, TunOwner},
 };
 
 /// What the kernel keeps for the daemon while it is busy with other pods (packets); the driver's
@@ -80,6 +83,13 @@ pub trait Links: Send + Sync + 'static {
     /// time. `false` proves nothing; [`Links::open`] tells more.
     fn is_at(&self, path: &Path, id: NetnsId) -> bool;
 
+    /// Whether a runtime may name this path as a pod's namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError::Failed`] says which paths are allowed.
+    fn admit(&self, path: &Path) -> Result<(), LinkError>;
+
     /// Identity of the namespace that the daemon itself is in.
     ///
     /// # Errors
@@ -98,7 +108,8 @@ pub trait Links: Send + Sync + 'static {
         plan: &InterfacePlan,
     ) -> Result<Self::Device, LinkError>;
 
-    /// Takes an interface up again that an earlier process made, or makes it where it has gone.
+    /// Takes an interface up again that an earlier process made, or makes it where it has gone or
+    /// somebody else holds it.
     ///
     /// # Errors
     ///
@@ -120,19 +131,66 @@ pub trait Links: Send + Sync + 'static {
         ifname: &str,
     ) -> Result<Option<InterfaceState>, LinkError>;
 
-    /// Removes the interface if it is a TUN device; one that is not there is no error.
+    /// Lets go of a device for good: it ends with its last user, wherever the pod has put it.
+    fn discard(&self, device: Arc<Self::Device>);
+
+    /// Removes the interface, also under another name that the pod has given it; one that is not
+    /// there is no error, and interfaces that are not ours stay.
     ///
     /// # Errors
     ///
     /// [`LinkError`].
-    fn delete(&self, namespace: &Self::Namespace, ifname: &str) -> Result<(), LinkError>;
+    fn delete(&self, namespace: &Self::Namespace, plan: &InterfacePlan) -> Result<(), LinkError>;
 }
 
+/// User that TUN devices of pods belong to. No process has it: it is beyond what distributions and
+/// container runtimes give out, and cannot be had in a user namespace that does not map it. So nobody
+/// without `CAP_NET_ADMIN` over the pod's network namespace can attach to the device while the daemon
+/// is down, and the device tells whose it is.
+pub const DEVICE_USER: u32 = 0xfab2_1c00;
+
 /// The kernel.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct KernelLinks {
-    /// Offloads asked of every device.
-    pub offloads: TunOffloads,
+    offloads: TunOffloads,
+    roots: NetnsRoots,
+    owner: TunOwner,
+}
+
+impl KernelLinks {
+    /// Devices with these offloads, in namespaces below `roots`.
+    ///
+    /// # Errors
+    ///
+    /// The daemon's own namespace cannot be examined.
+    pub fn new(offloads: TunOffloads, roots: NetnsRoots) -> Result<Self, LinkError> {
+        let own = Netns::current()?.identity();
+        // The group tells daemons of one machine apart, each in a namespace of its own: its inode
+        // number, which is the same after a restart, and beyond all groups that are given out.
+        let group = u32::try_from(own.ino).unwrap_or(DEVICE_USER);
+        Ok(Self {
+            offloads,
+            roots,
+            owner: TunOwner {
+                user: DEVICE_USER,
+                group,
+            },
+        })
+    }
+
+    /// Makes `tun` a pod's device: for nobody else, with addresses and routes, and there to stay.
+    fn finish(&self, tun: Tun, plan: &InterfacePlan) -> Result<Tun, LinkError> {
+        match tun.set_owner(self.owner) {
+            // In a user namespace that does not have the ids: all its processes are one user's.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            done => done.map_err(failed("set the owner of the device"))?,
+        }
+        configure(plan)?;
+        // Last, so that every failure above takes a new device with it.
+        tun.set_persistent(true)
+            .map_err(failed("make the device outlive the daemon"))?;
+        Ok(tun)
+    }
 }
 
 impl Links for KernelLinks {
@@ -156,24 +214,35 @@ impl Links for KernelLinks {
         Ok(Netns::current()?.identity())
     }
 
+    fn admit(&self, path: &Path) -> Result<(), LinkError> {
+        if self.roots.allow(path) {
+            return Ok(());
+        }
+        let folders = self.roots.folders().iter();
+        let folders: Vec<_> = folders.map(|folder| folder.display().to_string()).collect();
+        Err(LinkError::Failed(format!(
+            "this is neither below {} nor /proc/PID/ns/net: add its folder to cni.netns_roots in node.toml",
+            folders.join(", ")
+        )))
+    }
+
     fn create(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<Tun, LinkError> {
-        namespace.run(|| {
-            let tun = Tun::create(&plan.ifname, self.offloads)?;
-            configure(plan)?;
-            // Last, so that every failure above takes the device with it.
-            tun.set_persistent(true)
-                .map_err(failed("make the device outlive the daemon"))?;
-            Ok(tun)
-        })?
+        namespace.run(|| self.finish(Tun::create(&plan.ifname, self.offloads)?, plan))?
     }
 
     fn reopen(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<Tun, LinkError> {
         namespace.run(|| {
-            let tun = Tun::open(&plan.ifname, self.offloads)?;
-            configure(plan)?;
-            tun.set_persistent(true)
-                .map_err(failed("make the device outlive the daemon"))?;
-            Ok(tun)
+            remove(plan, Which::Renamed)?;
+            let tun = match Tun::open(&plan.ifname, self.offloads) {
+                Err(TunError::Busy { name }) => {
+                    let (namespace, addresses) = (namespace.identity(), &plan.addresses);
+                    warn!(interface = name, %namespace, ?addresses, "a process in the pod holds the pod's device: it is removed and made anew");
+                    remove(plan, Which::All)?;
+                    Tun::create(&plan.ifname, self.offloads)
+                }
+                opened => opened,
+            }?;
+            self.finish(tun, plan)
         })?
     }
 
@@ -185,19 +254,50 @@ impl Links for KernelLinks {
         namespace.run(|| inspect(ifname))?
     }
 
-    fn delete(&self, namespace: &Netns, ifname: &str) -> Result<(), LinkError> {
-        namespace.run(|| {
-            let netlink = Netlink::connect()?;
-            match netlink.link(ifname)? {
-                Some(link) if is_tun(&link) => match netlink.delete_link(link.index) {
-                    Err(NetlinkError::NotFound { .. }) | Ok(()) => Ok(()),
-                    Err(error) => Err(error.into()),
-                },
-                // Somebody else's interface under our name.
-                Some(_) | None => Ok(()),
-            }
-        })?
+    fn discard(&self, device: Arc<Tun>) {
+        // One that has gone already has nothing to say.
+        let _ = device.set_persistent(false);
     }
+
+    fn delete(&self, namespace: &Netns, plan: &InterfacePlan) -> Result<(), LinkError> {
+        namespace.run(|| remove(plan, Which::All))?
+    }
+}
+
+/// Which devices of an attachment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// All.
+    All,
+    /// Those that have the attachment's addresses under another name than its own.
+    Renamed,
+}
+
+/// Removes TUN devices of an attachment from the calling thread's namespace: the one with its name,
+/// and those of ours that have one of its addresses, which the pod has renamed.
+fn remove(plan: &InterfacePlan, which: Which) -> Result<(), LinkError> {
+    let netlink = Netlink::connect()?;
+    for tun in netlink.tuns()? {
+        let is_ours = tun.owner.is_some_and(|owner| owner.user == DEVICE_USER);
+        let goes = if tun.link.name == plan.ifname {
+            // Where devices cannot be given an owner, the name and the kind must do.
+            which == Which::All && (is_ours || tun.owner.is_none())
+        } else {
+            is_ours && has_one_of(&netlink, &tun.link, &plan.addresses)?
+        };
+        if goes {
+            match netlink.delete_link(tun.link.index) {
+                Err(NetlinkError::NotFound { .. }) | Ok(()) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn has_one_of(netlink: &Netlink, link: &Link, addresses: &[IpAddr]) -> Result<bool, LinkError> {
+    let found = netlink.addresses(link.index)?;
+    Ok(found.iter().any(|net| addresses.contains(&net.addr())))
 }
 
 /// Whether the absence of `path` says anything: with its folder missing too, the daemon may well look
@@ -267,10 +367,6 @@ fn inspect(ifname: &str) -> Result<Option<InterfaceState>, LinkError> {
         default_v4: has_default(Ipv4Addr::UNSPECIFIED.into()),
         default_v6: has_default(Ipv6Addr::UNSPECIFIED.into()),
     }))
-}
-
-fn is_tun(link: &Link) -> bool {
-    link.kind.as_deref() == Some("tun")
 }
 
 /// The default route of an address's family.

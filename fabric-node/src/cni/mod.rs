@@ -8,6 +8,7 @@ pub mod attach;
 pub mod clock;
 pub mod ipam;
 pub mod links;
+pub mod roots;
 pub mod server;
 pub mod store;
 pub mod times;

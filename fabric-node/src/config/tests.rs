@@ -33,8 +33,9 @@ fn defaults_fill_in() {
             keep_alive_ms: 1_400,
             reconnect_max_ms: 500,
         },
-        cni: SocketConfig {
+        cni: CniConfig {
             socket: "/run/fabric/cni.sock".into(),
+            netns_roots: Vec::new(),
         },
         admin: SocketConfig {
             socket: "/run/fabric/admin.sock".into(),

@@ -193,17 +193,17 @@ impl InForce {
         Ok(port)
     }
 
-    /// Withdraws a pod's routes and closes its device. Does nothing for one that is not there.
-    pub fn detach(&self, key: &AttachmentKey) {
+    /// Withdraws a pod's routes and takes its device out of the data plane. The device, which the
+    /// caller may be the last to hold. Does nothing for one that is not there.
+    pub fn detach(&self, key: &AttachmentKey) -> Option<Arc<Tun>> {
         let mut state = self.lock();
-        let Some((_, attached)) = self.attached.remove(key) else {
-            return;
-        };
+        let (_, attached) = self.attached.remove(key)?;
         if let Err(error) = self.publish(&mut state) {
             tracing::error!(%error, "withdrawing a pod's routes");
         }
         drop(state);
         self.let_go(attached.port);
+        Some(attached.tun)
     }
 
     fn let_go(&self, port: PortId) {
@@ -379,8 +379,8 @@ impl Fabric for InForce {
         Self::attach(self, attachment, device).map_err(|error| with_causes(&error))
     }
 
-    fn detach(&self, key: &AttachmentKey) {
-        Self::detach(self, key);
+    fn detach(&self, key: &AttachmentKey) -> Option<Arc<Tun>> {
+        Self::detach(self, key)
     }
 
     fn pod_cidrs(&self) -> Vec<IpNet> {

@@ -46,6 +46,7 @@ struct NodeConfig<'a> {
     run_dir: PathBuf,
     source: Source,
     identity: Identity,
+    cni: Cni<'a>,
 }
 
 #[derive(Serialize)]
@@ -59,6 +60,11 @@ struct Identity {
     ca: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Cni<'a> {
+    netns_roots: Vec<&'a Path>,
 }
 
 /// A file of the directory of nodes.
@@ -112,6 +118,10 @@ pub fn prepare(state: &LabState) -> anyhow::Result<()> {
                 ca: files.ca,
                 certificate: files.certificate,
                 key: files.key,
+            },
+            cni: Cni {
+                // An ordinary user's namespaces are in the lab's own folder.
+                netns_roots: worker.netns.parent().into_iter().collect(),
             },
         };
         write_toml(&worker.config_file(), &config)?;

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tokio::runtime::{self, Runtime};
 
-use super::netns::Netns;
+use super::{netns::Netns, tun::TunOwner};
 
 /// Why a request failed. `request` says what was asked, as in "add address 10.0.0.1/32 to link 3".
 #[derive(Debug, Error)]
@@ -92,6 +92,15 @@ pub struct Link {
     pub carrier: bool,
     /// Kind as in `ip link add ... type KIND`; none for hardware and the loopback.
     pub kind: Option<String>,
+}
+
+/// A TUN or TAP device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunLink {
+    /// The interface.
+    pub link: Link,
+    /// User and group that it is for, where it has both.
+    pub owner: Option<TunOwner>,
 }
 
 /// What to change of an interface; what is not named stays.
@@ -166,6 +175,20 @@ impl Netlink {
             Err(NetlinkError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// All TUN and TAP devices.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError`].
+    pub fn tuns(&self) -> Result<Vec<TunLink>, NetlinkError> {
+        let query = self.handle.link().get().execute();
+        let found: Vec<_> = self
+            .runtime
+            .block_on(query.try_collect())
+            .map_err(|error| refusal("list TUN devices".into(), error))?;
+        Ok(found.iter().filter_map(message::tun).collect())
     }
 
     /// All interfaces.

@@ -9,7 +9,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
     panic,
@@ -134,6 +134,10 @@ pub struct Netns {
 impl Netns {
     /// Opens the namespace at `path` (a bind mount or a link below `/proc/PID/ns`).
     ///
+    /// What is at the path is found out by a descriptor that opens nothing (`O_PATH`), and only a
+    /// namespace is opened, by way of that descriptor: a device, a FIFO or a socket that somebody
+    /// puts there is left alone, whenever it is put there.
+    ///
     /// # Errors
     ///
     /// [`NetnsError::Open`], or [`NetnsError::NotANamespace`] for any other kind of file.
@@ -143,16 +147,25 @@ impl Netns {
             path: path.to_owned(),
             source: errno.into(),
         };
-        // NONBLOCK: a FIFO in this place must not hold the caller up.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
         let other = |found| NetnsError::NotANamespace {
             path: path.to_owned(),
             found,
         };
-        if rustix::fs::fstatfs(&fd).map_err(failed)?.f_type != NSFS_MAGIC {
+        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed)?;
+        if rustix::fs::fstatfs(&place).map_err(failed)?.f_type != NSFS_MAGIC {
             return Err(other("a file of another kind"));
         }
+        let by_descriptor = format!("{OWN_DESCRIPTORS}/{}", place.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        // "Not found" would say that there is no namespace, while it is /proc that is missing.
+        let fd = rustix::fs::open(&by_descriptor, flags, Mode::empty()).map_err(|errno| {
+            let problem = format!("cannot open it by {by_descriptor}: {errno}");
+            NetnsError::Open {
+                path: path.to_owned(),
+                source: io::Error::other(problem),
+            }
+        })?;
         // SAFETY: the descriptor is on nsfs, where NS_GET_NSTYPE takes no argument.
         if unsafe { ioctl(&fd, NamespaceType) }.map_err(failed)? != libc::CLONE_NEWNET {
             return Err(other("a namespace of another type"));
@@ -372,6 +385,9 @@ impl<T> NetnsThread<T> {
 /// Magic link of the calling thread's own namespace, which `/proc/self` is not: that is the main
 /// thread's.
 const CALLING_THREAD: &str = "/proc/thread-self/ns/net";
+
+/// Links to what this process has open; the descriptor table is the same for all its threads.
+const OWN_DESCRIPTORS: &str = "/proc/self/fd";
 
 /// As `top -H` shows it (15 bytes at most).
 const THREAD_NAME: &str = "netns";

@@ -93,6 +93,18 @@ impl TunOffloads {
     }
 }
 
+/// Who may attach to a device without `CAP_NET_ADMIN`, as the kernel keeps it with the device: a user
+/// and a group. With neither, anybody may who can open `/dev/net/tun` (`tun_not_capable` in
+/// drivers/net/tun.c); the capability that always suffices is the one over the user namespace that owns
+/// the network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunOwner {
+    /// User id.
+    pub user: u32,
+    /// Group id.
+    pub group: u32,
+}
+
 /// Why a device could not be opened.
 #[derive(Debug, Error)]
 pub enum TunError {
@@ -273,6 +285,24 @@ impl Tun {
         Ok(unsafe { ioctl(&self.fd, request) }?)
     }
 
+    /// Says who may attach to the device while this process does not hold it.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` where an id does not exist in the calling process's user namespace, and what
+    /// else the kernel says.
+    pub fn set_owner(&self, owner: TunOwner) -> io::Result<()> {
+        // SAFETY: TUNSETOWNER takes a user id in place of a pointer (tun(4)).
+        let user = unsafe { IntegerSetter::<TUNSETOWNER>::new_usize(owner.user as usize) };
+        // SAFETY: TUNSETGROUP takes a group id in place of a pointer (tun(4)).
+        let group = unsafe { IntegerSetter::<TUNSETGROUP>::new_usize(owner.group as usize) };
+        // SAFETY: the descriptor is a TUN device and the request passes no memory.
+        unsafe { ioctl(&self.fd, user) }?;
+        // SAFETY: as above.
+        unsafe { ioctl(&self.fd, group) }?;
+        Ok(())
+    }
+
     /// Interface name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -327,6 +357,8 @@ impl AsFd for Tun {
 const NEW_DEVICE_PATTERN: &str = "fabricnew%d";
 
 const TUNSETPERSIST: Opcode = opcode::write::<libc::c_int>(b'T', 203);
+const TUNSETOWNER: Opcode = opcode::write::<libc::c_int>(b'T', 204);
+const TUNSETGROUP: Opcode = opcode::write::<libc::c_int>(b'T', 206);
 const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<libc::c_int>(b'T', 216);
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -26,6 +26,8 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 const PAUSE: &str = "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done";
 /// The page that [`Image::Web`] serves.
 const PAGE: &str = "fabric\n";
+/// `/cgi-bin/who`: tells who asks.
+const WHO: &str = "#!/bin/sh\necho 'Content-type: text/plain'\necho\necho client=$REMOTE_ADDR\n";
 
 /// An image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub enum Image {
     Busybox,
     /// What holds a sandbox.
     Pause,
-    /// Busybox that serves a page on port 80 unless told otherwise.
+    /// Busybox that serves a page on port 80 unless told otherwise, and at `/cgi-bin/who` the client's address.
     Web,
 }
 
@@ -141,8 +143,12 @@ fn fill(image: Image, root: &Path) -> anyhow::Result<()> {
         }
     }
     if image == Image::Web {
-        fs::create_dir(root.join("www"))?;
+        let programs = root.join("www/cgi-bin");
+        fs::create_dir_all(&programs)?;
         fs::write(root.join("www/index.html"), PAGE)?;
+        let who = programs.join("who");
+        fs::write(&who, WHO)?;
+        fs::set_permissions(&who, fs::Permissions::from_mode(0o755))?;
     }
     Ok(())
 }

@@ -27,6 +27,9 @@ const NETNS: &str = "/run/netns";
 /// Begin of the names that containerd and podman give to namespaces.
 const RUNTIME_NETNS: &str = "cni-";
 
+/// What the record of a detached attachment says of it.
+const RELEASED: &str = r#""is":"released""#;
+
 /// How often there is what, by a line of words for each kind of thing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory(BTreeMap<String, usize>);
@@ -115,20 +118,44 @@ fn add_attachments(found: &mut Inventory, stage: &Stage, worker: &Worker) -> any
     Ok(())
 }
 
-/// Files of the daemon's state, but for those that are there for the node: records and kept DELs are among them.
+/// How many attachments of `worker` are on record only because their addresses rest.
+///
+/// # Errors
+///
+/// The daemon's state cannot be read.
+pub fn resting(worker: &Worker) -> anyhow::Result<usize> {
+    let files = state_files(worker)?;
+    Ok(files.iter().filter(|file| is_resting(file)).count())
+}
+
+/// Files of the daemon's state: records and kept DELs are among them. Not those of addresses that rest, as they should.
 fn add_files(found: &mut Inventory, worker: &Worker) -> anyhow::Result<()> {
-    let state = worker.state_dir();
-    for folder in below(&state) {
-        for entry in fs::read_dir(&folder)? {
-            let entry = entry?;
-            if !entry.file_type()?.is_dir() {
-                let file = entry.path();
-                let file = file.strip_prefix(&state)?.display();
-                found.add(format!("{}: file {file}", worker.name));
-            }
+    for file in state_files(worker)? {
+        if !is_resting(&file) {
+            let file = file.strip_prefix(worker.state_dir())?.display();
+            found.add(format!("{}: file {file}", worker.name));
         }
     }
     Ok(())
+}
+
+fn state_files(worker: &Worker) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in below(&worker.state_dir()) {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `file` is the record of a detached attachment, as the daemon writes it.
+fn is_resting(file: &Path) -> bool {
+    let is_record = file.extension().is_some_and(|kind| kind == "record");
+    is_record && fs::read(file).is_ok_and(|text| String::from_utf8_lossy(&text).contains(RELEASED))
 }
 
 /// Descriptors of the daemon by what they are, and queues of TUN devices by name.

@@ -7,7 +7,10 @@
 
 use std::{
     env, fs, io,
-    os::unix::{fs::symlink, process::CommandExt as _},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::atomic::{AtomicU32, Ordering},
@@ -227,6 +230,8 @@ impl LabsOnDisk {
         sandbox_cgroup()?;
         let folder = tempfile::Builder::new()
             .prefix("fabric-labs-")
+            // As the folder of labs must be.
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in("/var/tmp")?;
         fs::create_dir(LABS).context("a lab is up in this sandbox")?;
         mount_bind(folder.path(), LABS)?;

@@ -105,13 +105,18 @@ impl<L: Links> Attacher<L> {
             path: path.to_owned(),
             reason,
         };
+        self.links
+            .admit(path)
+            .map_err(|error| netns(error.to_string()))?;
         let (namespace, id) = self
             .links
             .open(path)
             .map_err(|error| netns(error.to_string()))?;
         let own = self.links.own().map_err(|error| netns(error.to_string()))?;
         if id == own {
-            return Err(netns("this is the daemon's own network namespace".into()));
+            return Err(netns(
+                "this is the daemon's own network namespace, into which no pod is attached, with CNI_NETNS_OVERRIDE neither".into(),
+            ));
         }
         Ok((namespace, id))
     }
@@ -243,13 +248,16 @@ impl<L: Links> Attacher<L> {
         let Some(Entry { record, .. }) = self.entry(turn.key()) else {
             return;
         };
-        if done >= Step::Published {
-            self.fabric.detach(turn.key());
-        }
+        let device = (done >= Step::Published)
+            .then(|| self.fabric.detach(turn.key()))
+            .flatten();
         if done >= Step::InterfaceMade
-            && let Err(error) = self.links.delete(namespace, &turn.key().ifname)
+            && let Err(error) = self.links.delete(namespace, &plan_of(&record))
         {
             warn!(netns = %record.netns.display(), %error, "cannot remove the interface of a failed ADD");
+        }
+        if let Some(device) = device {
+            self.links.discard(device);
         }
         let undone = if done >= Step::Published {
             self.release(record)

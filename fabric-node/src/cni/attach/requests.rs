@@ -58,7 +58,11 @@ impl<L: Links> Attacher<L> {
         if !published {
             return differs("the data plane does not have the attachment".into());
         }
-        let (namespace, id) = self.links.open(netns).map_err(|error| AttachError::Netns {
+        let opened = self
+            .links
+            .admit(netns)
+            .and_then(|()| self.links.open(netns));
+        let (namespace, id) = opened.map_err(|error| AttachError::Netns {
             path: netns.to_owned(),
             reason: error.to_string(),
         })?;

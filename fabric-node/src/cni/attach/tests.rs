@@ -7,6 +7,7 @@
 pub(in crate::cni) mod fake;
 mod kernel;
 mod pending;
+mod vandals;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -6,15 +6,15 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{
         RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
         RouteScope, RouteType,
     },
 };
-use rtnetlink::AddressMessageBuilder;
+use rtnetlink::{AddressMessageBuilder, packet_core::Nla as _};
 
-use super::{Link, RouteSpec};
+use super::{Link, RouteSpec, TunLink, TunOwner};
 
 #[allow(
     clippy::wildcard_enum_match_arm,
@@ -44,6 +44,47 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// `IFLA_TUN_OWNER` (linux/if_link.h).
+const TUN_OWNER: u16 = 1;
+/// `IFLA_TUN_GROUP` (linux/if_link.h).
+const TUN_GROUP: u16 = 2;
+
+/// `None` for an interface of another kind.
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "foreign enums without end, of which a few attributes matter"
+)]
+pub(super) fn tun(message: &LinkMessage) -> Option<TunLink> {
+    let link = link(message);
+    if link.kind.as_deref() != Some("tun") {
+        return None;
+    }
+    let infos = message
+        .attributes
+        .iter()
+        .flat_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => infos.as_slice(),
+            _ => &[],
+        });
+    let details: Vec<&InfoTun> = infos
+        .flat_map(|info| match info {
+            LinkInfo::Data(InfoData::Tun(details)) => details.as_slice(),
+            _ => &[],
+        })
+        .collect();
+    let id = |wanted: u16| {
+        let found = details.iter().find(|detail| detail.kind() == wanted)?;
+        let mut bytes = [0; 4];
+        (found.value_len() == bytes.len()).then(|| found.emit_value(&mut bytes))?;
+        Some(u32::from_ne_bytes(bytes))
+    };
+    let owner = match (id(TUN_OWNER), id(TUN_GROUP)) {
+        (Some(user), Some(group)) => Some(TunOwner { user, group }),
+        _ => None,
+    };
+    Some(TunLink { link, owner })
 }
 
 pub(super) fn skip_detection(message: &mut AddressMessage) {

@@ -101,6 +101,10 @@ impl Links for Hand {
         !self.0.refuses("open") && lock(&self.0.namespaces).get(path) == Some(&id)
     }
 
+    fn admit(&self, _: &Path) -> Result<(), LinkError> {
+        Ok(())
+    }
+
     fn own(&self) -> Result<NetnsId, LinkError> {
         Ok(OWN)
     }
@@ -139,8 +143,10 @@ impl Links for Hand {
         Ok(lock(&self.0.interfaces).get(&key).cloned())
     }
 
-    fn delete(&self, namespace: &NetnsId, ifname: &str) -> Result<(), LinkError> {
-        lock(&self.0.interfaces).remove(&(*namespace, ifname.to_owned()));
+    fn discard(&self, _: Arc<()>) {}
+
+    fn delete(&self, namespace: &NetnsId, plan: &InterfacePlan) -> Result<(), LinkError> {
+        lock(&self.0.interfaces).remove(&(*namespace, plan.ifname.clone()));
         Ok(())
     }
 }
@@ -171,8 +177,8 @@ impl Fabric<()> for Hand {
         Ok(PortId(self.0.ports.fetch_add(1, Ordering::SeqCst)))
     }
 
-    fn detach(&self, key: &AttachmentKey) {
-        lock(&self.0.attached).remove(key);
+    fn detach(&self, key: &AttachmentKey) -> Option<Arc<()>> {
+        lock(&self.0.attached).remove(key).map(|_| Arc::default())
     }
 
     fn pod_cidrs(&self) -> Vec<IpNet> {

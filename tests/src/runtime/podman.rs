@@ -23,6 +23,7 @@ use super::{
     image::{self, Image},
     place::Place,
 };
+use crate::eventually::eventually;
 
 /// How long one command may take.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
@@ -79,6 +80,17 @@ impl<'p> Podman<'p> {
     /// As [`Podman::answer`].
     pub fn run_answer(&self, words: &[&str]) -> anyhow::Result<Answer> {
         self.answer(&self.run_words(words))
+    }
+
+    /// Removes containers, running or not. Ones that are not there are no error.
+    ///
+    /// # Errors
+    ///
+    /// It does not succeed within a time; with podman's words.
+    pub fn remove(&self, names: &[&str]) -> anyhow::Result<()> {
+        let words = [&["rm", "--force", "--ignore", "--time", "0"], names].concat();
+        // A container's monitor cleans up behind it at the same moment, and podman then finds a folder busy.
+        eventually("containers are removed", COMMAND_MAX, || self.done(&words)).map(drop)
     }
 
     /// Runs podman with `words`; what it printed.
@@ -177,6 +189,6 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 impl Drop for Podman<'_> {
     fn drop(&mut self) {
         // What withstands this ends with the place.
-        let _ = self.answer(&["rm", "--force", "--all", "--time", "0"]);
+        let _ = self.remove(&["--all"]);
     }
 }

@@ -36,8 +36,8 @@ const BASE: &str = "/run/rt";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Folder of all labs of root.
 const LABS: &str = "/run/fabric-lab";
-/// Where the loopback plugin of others is (Debian's containernetworking-plugins).
-const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+/// Name under which the plugin is containerd's `loopback` too.
+const LOOPBACK: &str = "loopback";
 /// How long killed processes may take to be gone.
 const GONE_MAX: Duration = Duration::from_secs(10);
 
@@ -73,8 +73,9 @@ impl Place {
             fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        place.add_plugin(&lab.state().bin_dir.join(PLUGIN))?;
-        place.add_plugin(&Path::new(REFERENCE_PLUGINS).join("loopback"))?;
+        let plugin = lab.state().bin_dir.join(PLUGIN);
+        place.add_plugin(&plugin)?;
+        place.add_plugin_as(&plugin, LOOPBACK)?;
         Ok(place)
     }
 

@@ -12,6 +12,7 @@ pub mod load;
 pub mod machine;
 pub mod matrix;
 pub mod operator;
+pub mod page;
 pub mod plugin;
 pub mod probe;
 pub mod runtime;

@@ -1,7 +1,7 @@
 //! Kubernetes' own calls against real containerds on workers of a lab: what a kubelet would see.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{fs, net::IpAddr, sync::mpsc, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use fabric_node::lab::{Lab, Worker, plugin::network_list};
@@ -42,7 +42,7 @@ fn pods_of_two_containerds_ping_each_other() -> anyhow::Result<()> {
         let families: Vec<bool> = pod.ips().iter().map(IpAddr::is_ipv4).collect();
         assert_eq!(families, [true, false], "{:?}", pod.ips());
         for ip in other.ips() {
-            println!("{}", pod.ping(*ip)?);
+            println!("{}", pod.ping(*ip, 3)?);
         }
     }
     here.end()?;
@@ -138,6 +138,44 @@ fn sandboxes_are_removed_while_the_daemon_is_down() -> anyhow::Result<()> {
     let late = cri.run_sandbox("in-time", "in-time")?;
     cri.stop(&late)?;
     cri.remove(&late)
+}
+
+/// The node's daemon is killed in the midst of sandboxes being stopped and removed, whatever it was doing: no call of the
+/// runtime fails, and after the daemon's next start nothing is left.
+#[test]
+fn the_daemon_is_killed_while_sandboxes_are_removed() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let mut lab = stage.lab("cri-killed", 1, 0)?;
+    let place = Place::new(&lab, "worker-a")?;
+    let containerd = started(&lab, &place)?;
+    let cri = Cri::connect(&containerd)?;
+    let before = leaks::snapshot(&stage, &lab, &[&place])?;
+
+    let names = ["one", "two", "three", "four", "five", "six"];
+    let sandboxes = names
+        .iter()
+        .map(|name| cri.run_sandbox(name, name))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let (removed, first) = mpsc::channel();
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| {
+            sandboxes.iter().try_for_each(|sandbox| {
+                cri.stop(sandbox)?;
+                cri.remove(sandbox)?;
+                // Nobody listens but for the first one.
+                let _ = removed.send(());
+                Ok(())
+            })
+        });
+        first.recv_timeout(GONE_MAX)?;
+        lab.kill_daemon("worker-a")?;
+        removal.join().unwrap()
+    })?;
+    println!("{} DELs are kept", kept(lab.state().worker("worker-a")?)?);
+    lab.start_daemon("worker-a")?;
+    leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
+    assert_eq!(kept(lab.state().worker("worker-a")?)?, 0);
+    Ok(())
 }
 
 /// A containerd on the place's worker, with the network of the lab and the images.

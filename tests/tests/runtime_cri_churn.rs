@@ -1,13 +1,19 @@
 //! Sandboxes that come and go, several at once: what a busy node sees in a day.
 //!
-//! `FABRIC_CHURN_SANDBOXES` says how many; from [`LONG`] on the time of an ADD is judged too, and the rest of released
-//! addresses is waited for.
+//! `FABRIC_CHURN_SANDBOXES` says how many. From [`LONG`] on the time of an ADD is judged too, and it is waited for until
+//! released addresses have rested:
+//!
+//! ```console
+//! # FABRIC_CHURN_SANDBOXES=1000 scripts/sandbox cargo test -p fabric-tests --test runtime_cri_churn -- --nocapture
+//! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::{
     env,
+    fs::{self, File},
     net::IpAddr,
-    sync::atomic::{AtomicUsize, Ordering},
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -36,8 +42,13 @@ const SHORT: usize = 40;
 const LONG: usize = 1000;
 /// How many there are to be.
 const COUNT_VARIABLE: &str = "FABRIC_CHURN_SANDBOXES";
+/// Echo requests of a sandbox in a long run, one a second to each address: so pods live for some seconds, and the
+/// machine does more than start them.
+const ECHOES_LONG: u32 = 3;
 /// Sandboxes at the same time.
 const PARALLEL: usize = 8;
+/// Time between two files that measure the disk.
+const PUT_INTERVAL: Duration = Duration::from_millis(200);
 /// What 99 of 100 ADDs may take in the daemon (ms).
 const P99_MS_MAX: f64 = 20.0;
 /// How long what the sandboxes leave may stay.
@@ -73,11 +84,13 @@ fn sandboxes_come_and_go() -> anyhow::Result<()> {
     let before = leaks::snapshot(&stage, &lab, &[&place])?;
 
     let began = Instant::now();
-    churn(&cri, &targets, count)?;
+    let echoes = if count >= LONG { ECHOES_LONG } else { 1 };
+    let puts = timed_puts(&worker.state_dir(), || churn(&cri, &targets, count, echoes))?;
     println!(
-        "{count} sandboxes, {PARALLEL} at a time: {} s",
+        "{count} sandboxes, {PARALLEL} at a time, {echoes} echoes to each of {targets:?}: {} s",
         began.elapsed().as_secs()
     );
+    println!("meanwhile a synced file on the same disk took {puts}; an ADD writes three");
     let gone = leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
     println!("nothing is left after {} ms", gone.as_millis());
     let attach = status(&stage, worker)?.attach;
@@ -98,7 +111,7 @@ fn sandboxes_come_and_go() -> anyhow::Result<()> {
 }
 
 /// Runs `count` pods, [`PARALLEL`] at a time, each of which pings all of `targets`.
-fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize) -> anyhow::Result<()> {
+fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize, echoes: u32) -> anyhow::Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> anyhow::Result<()> {
         loop {
@@ -106,7 +119,7 @@ fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize) -> anyhow::Result<
             if number >= count {
                 return Ok(());
             }
-            one(cri, targets, number).with_context(|| format!("sandbox {number}"))?;
+            one(cri, targets, number, echoes).with_context(|| format!("sandbox {number}"))?;
             if number % 100 == 99 {
                 println!("{} sandboxes", number + 1);
             }
@@ -120,12 +133,49 @@ fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize) -> anyhow::Result<
     })
 }
 
-fn one(cri: &Cri<'_, '_>, targets: &[IpAddr], number: usize) -> anyhow::Result<()> {
+fn one(cri: &Cri<'_, '_>, targets: &[IpAddr], number: usize, echoes: u32) -> anyhow::Result<()> {
     let pod = Pod::waiting(cri, &format!("pod-{number}"))?;
     for target in targets {
-        pod.ping(*target)?;
+        pod.ping(*target, echoes)?;
     }
     pod.end()
+}
+
+/// Runs `work`, and meanwhile writes files in `folder` as the daemon writes a record: synced, renamed, the folder synced.
+/// How long that took is told in words: what an ADD takes is judged beside it.
+fn timed_puts(folder: &Path, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<String> {
+    let done = AtomicBool::new(false);
+    let mut times = thread::scope(|scope| {
+        let puts = scope.spawn(|| -> anyhow::Result<Vec<Duration>> {
+            let (unfinished, file) = (folder.join("yardstick.tmp"), folder.join("yardstick"));
+            let mut times = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                fs::write(&unfinished, [b'x'; 512])?;
+                File::open(&unfinished)?.sync_all()?;
+                fs::rename(&unfinished, &file)?;
+                File::open(folder)?.sync_all()?;
+                times.push(began.elapsed());
+                // A sample of the disk, not a load of it.
+                thread::sleep(PUT_INTERVAL);
+            }
+            fs::remove_file(&file)?;
+            Ok(times)
+        });
+        let end = work();
+        done.store(true, Ordering::Relaxed);
+        let times = puts.join().unwrap();
+        end.and(times)
+    })?;
+    times.sort();
+    let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    Ok(format!(
+        "p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+        ms(at(50)),
+        ms(at(99)),
+        ms(at(100))
+    ))
 }
 
 /// Gives worker-a a range in which addresses can rest for as long as they must.

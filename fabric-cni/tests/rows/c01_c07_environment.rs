@@ -79,11 +79,13 @@ fn required() -> Vec<Row> {
         "C1 ADD with an empty container": add().env("CNI_CONTAINERID", "") => refused(4, &["CNI_CONTAINERID"]);
         "C1 ADD with an empty namespace": add().env("CNI_NETNS", "") => refused(4, &["CNI_NETNS"]);
         "C1 ADD with an empty interface": add().env("CNI_IFNAME", "") => refused(4, &["CNI_IFNAME"]);
-        "C1 ADD without anything": bare("ADD") => refused(4, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]);
+        "C1 ADD without anything": bare("ADD")
+            => refused(4, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]);
         "C1 CHECK without a container": check().unset("CNI_CONTAINERID") => refused(4, &["CNI_CONTAINERID"]);
         "C1 CHECK without a namespace": check().unset("CNI_NETNS") => refused(4, &["CNI_NETNS"]);
         "C1 CHECK without an interface": check().unset("CNI_IFNAME") => refused(4, &["CNI_IFNAME"]);
-        "C1 CHECK without anything": bare("CHECK") => refused(4, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]);
+        "C1 CHECK without anything": bare("CHECK")
+            => refused(4, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]);
         "C1 DEL without a container": del().unset("CNI_CONTAINERID") => refused(4, &["CNI_CONTAINERID"]);
         "C1 DEL without an interface": del().unset("CNI_IFNAME") => refused(4, &["CNI_IFNAME"]);
         "C1 DEL without anything": bare("DEL") => refused(4, &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"]);
@@ -177,17 +179,23 @@ fn arguments() -> Vec<Row> {
         "C5 two '=' signs": with("A=b=c") => refused(4, &["A=b=c"]);
         "C5 unknown name": with("COLOUR=red") => refused(4, &["COLOUR", "IgnoreUnknown=1"]);
         "C5 unknown name that is not to be ignored": with("COLOUR=red;IgnoreUnknown=0") => refused(4, &["COLOUR"]);
-        "C5 unknown name, ignored by 1": with("IgnoreUnknown=1;COLOUR=red") => Expected::By(|call| assert!(requested(call).is_empty()));
-        "C5 unknown name, ignored by true": with("COLOUR=red;IgnoreUnknown=true") => Expected::By(|call| assert!(requested(call).is_empty()));
-        "C5 nothing between semicolons": with(";;IgnoreUnknown=1;") => Expected::By(|call| assert!(requested(call).is_empty()));
+        "C5 unknown name, ignored by 1": with("IgnoreUnknown=1;COLOUR=red")
+            => Expected::By(|call| assert!(requested(call).is_empty()));
+        "C5 unknown name, ignored by true": with("COLOUR=red;IgnoreUnknown=true")
+            => Expected::By(|call| assert!(requested(call).is_empty()));
+        "C5 nothing between semicolons": with(";;IgnoreUnknown=1;")
+            => Expected::By(|call| assert!(requested(call).is_empty()));
         "C5 empty": with("") => Expected::By(|call| assert!(requested(call).is_empty()));
         "C5 two '=' signs under IgnoreUnknown": with("IgnoreUnknown=1;A=b=c") => refused(4, &["A=b=c"]);
-        "C5 order of the pod's names": with("K8S_POD_UID=u;K8S_POD_NAME=web;IgnoreUnknown=1;K8S_POD_NAMESPACE=ns") => Expected::Prints(pod);
-        "C5 another order of them": with("IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_UID=u") => Expected::Prints(pod);
+        "C5 order of the pod's names": with("K8S_POD_UID=u;K8S_POD_NAME=web;IgnoreUnknown=1;K8S_POD_NAMESPACE=ns")
+            => Expected::Prints(pod);
+        "C5 another order of them": with("IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_UID=u")
+            => Expected::Prints(pod);
         "C5 IP that is none": with("IP=300.1.1.1") => refused(4, &["300.1.1.1"]);
         "C5 IP alone": with("IP=10.0.0.7") => Expected::By(|call| assert_eq!(requested(call), ["10.0.0.7"]));
         "C5 args.cni.ips before IP": from_two => Expected::By(|call| assert_eq!(requested(call), ["10.0.0.8"]));
-        "C5 runtimeConfig.ips before both": from_all => Expected::By(|call| assert_eq!(requested(call), ["10.0.0.9"]));
+        "C5 runtimeConfig.ips before both": from_all
+            => Expected::By(|call| assert_eq!(requested(call), ["10.0.0.9"]));
         "C5 broken, in a DEL": Call::new("DEL").env("CNI_ARGS", "broken") => silent();
     }
 }

@@ -102,9 +102,12 @@ fn stdin() -> Vec<Row> {
         "C8 relative stateDir": add().set("stateDir", json!("state")) => refused(7, &["stateDir"]);
         "C8 stateDir with a zero byte": add().set("stateDir", json!("/a\0b")) => refused(7, &["stateDir"]);
         "C8 runtimeConfig that is a list": runtime(json!([])) => refused(7, &["runtimeConfig"]);
-        "C8 requested address that is none": runtime(json!({"ips": ["x"]})) => refused(7, &["runtimeConfig.ips", "x"]);
-        "C8 requested prefix that is too long": runtime(json!({"ips": ["10.0.0.1/33"]})) => refused(7, &["10.0.0.1/33"]);
-        "C8 requested addresses that are no list": add().set("args", json!({"cni": {"ips": "10.0.0.1"}})) => refused(7, &["args.cni.ips"]);
+        "C8 requested address that is none": runtime(json!({"ips": ["x"]}))
+            => refused(7, &["runtimeConfig.ips", "x"]);
+        "C8 requested prefix that is too long": runtime(json!({"ips": ["10.0.0.1/33"]}))
+            => refused(7, &["10.0.0.1/33"]);
+        "C8 requested addresses that are no list": add().set("args", json!({"cni": {"ips": "10.0.0.1"}}))
+            => refused(7, &["args.cni.ips"]);
     }
 }
 
@@ -149,9 +152,11 @@ fn version_verb() -> Vec<Row> {
     rows! {
         "C9 VERSION with empty stdin": bare.clone().stdin(b"") => Expected::Prints(listed);
         "C9 VERSION with broken stdin": bare.clone().stdin(b"{") => Expected::Prints(listed);
-        "C9 VERSION with a version that is not spoken": bare.clone().stdin(br#"{"cniVersion":"9.9.9"}"#) => Expected::Prints(listed);
+        "C9 VERSION with a version that is not spoken": bare.clone().stdin(br#"{"cniVersion":"9.9.9"}"#)
+            => Expected::Prints(listed);
         "C9 VERSION with stdin open": bare.clone() => Expected::By(unread);
-        "C9 VERSION as libcni calls it": bare.env("CNI_NETNS", "dummy").env("CNI_IFNAME", "dummy").env("CNI_PATH", "dummy") => Expected::Prints(listed);
+        "C9 VERSION as libcni calls it": bare.env("CNI_NETNS", "dummy").env("CNI_IFNAME", "dummy").env("CNI_PATH", "dummy")
+            => Expected::Prints(listed);
     }
 }
 
@@ -169,8 +174,10 @@ fn output() -> Vec<Row> {
         "C11 error in 0.4.0": broken("0.4.0") => refused(7, &["name"]);
         "C11 error in 1.0.0": broken("1.0.0") => refused(7, &["name"]);
         "C11 error in 1.1.0": broken("1.1.0") => refused(7, &["name"]);
-        "C11 error of the environment in 0.4.0": add().set("cniVersion", json!("0.4.0")).unset("CNI_NETNS") => refused(4, &["CNI_NETNS"]);
-        "C11 error of the daemon in 0.3.1": add().set("cniVersion", json!("0.3.1")).daemon(failed(5)) => asked(5, &["exhausted", "wait"]);
+        "C11 error of the environment in 0.4.0": add().set("cniVersion", json!("0.4.0")).unset("CNI_NETNS")
+            => refused(4, &["CNI_NETNS"]);
+        "C11 error of the daemon in 0.3.1": add().set("cniVersion", json!("0.3.1")).daemon(failed(5))
+            => asked(5, &["exhausted", "wait"]);
     }
 }
 
@@ -202,7 +209,8 @@ fn codes() -> Vec<Row> {
         "C12 code 2 names key and value": add().set("runtimeConfig", ports) => refused(2, &["portMappings", "80"]);
         "C12 code 4": add().unset("CNI_NETNS") => refused(4, &["CNI_NETNS"]);
         "C12 code 5 of the daemon": from_daemon("DEL", 5) => asked(5, &["exhausted"]);
-        "C12 code 5 where a DEL cannot be kept": Call::new("DEL").set("stateDir", json!("/proc/nowhere")).daemon(Daemon::Absent) => refused(5, &["cni.sock", "/proc/nowhere"]);
+        "C12 code 5 where a DEL cannot be kept": Call::new("DEL").set("stateDir", json!("/proc/nowhere")).daemon(Daemon::Absent)
+            => refused(5, &["cni.sock", "/proc/nowhere"]);
         "C12 code 6": add().stdin(b"{") => refused(6, &["JSON"]);
         "C12 code 7 of the daemon": from_daemon("ADD", 7) => asked(7, &["exhausted"]);
         "C12 code 8 of the daemon": from_daemon("ADD", 8) => asked(8, &["exhausted"]);

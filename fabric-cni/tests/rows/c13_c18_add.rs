@@ -115,7 +115,8 @@ fn results() -> Vec<Row> {
         "C14 shape of 0.4.0": in_version("0.4.0") => Expected::Prints(with_family);
         "C14 shape of 1.0.0": in_version("1.0.0") => Expected::Prints(without_family);
         "C14 shape of 1.1.0": in_version("1.1.0") => Expected::Prints(with_mtu);
-        "C15 sandbox as it was given": add().env("CNI_NETNS", "/run//netns/../netns/\u{fc} x") => Expected::Prints(odd_sandbox);
+        "C15 sandbox as it was given": add().env("CNI_NETNS", "/run//netns/../netns/\u{fc} x")
+            => Expected::Prints(odd_sandbox);
         "G4 eth0 with addresses": add() => Expected::Prints(v4_first);
         "G5 IPv4 comes first": add() => Expected::Prints(v4_first);
     }
@@ -158,7 +159,8 @@ fn chains() -> Vec<Row> {
         "C16 prevResult passes through": after(rich) => Expected::Prints(kept);
         "C16 prevResult that is null": after(Value::Null).env("CNI_NETNS", "/n") => Expected::Prints(as_first);
         "C16 prevResult that is empty": after(json!({})).env("CNI_NETNS", "/n") => Expected::Prints(as_first);
-        "C16 prevResult with null lists": after(json!({"interfaces": null, "ips": null, "routes": null, "dns": null})).env("CNI_NETNS", "/n") => Expected::Prints(as_first);
+        "C16 prevResult with null lists": after(json!({"interfaces": null, "ips": null, "routes": null, "dns": null})).env("CNI_NETNS", "/n")
+            => Expected::Prints(as_first);
         "C16 prevResult with our name on the host": after(host_eth0) => Expected::Prints(second_interface);
     }
 }
@@ -169,12 +171,16 @@ fn broken_chains() -> Vec<Row> {
     rows! {
         "C16 prevResult that is a text": after(json!("x")) => refused(6, &["prevResult"]);
         "C16 prevResult that is a list": after(json!([])) => refused(6, &["prevResult"]);
-        "C16 interfaces that are no list": after(json!({"interfaces": {}})) => refused(6, &["prevResult", "interfaces"]);
-        "C16 interface with a number for a name": after(json!({"interfaces": [{"name": 7}]})) => refused(6, &["prevResult", "interfaces"]);
+        "C16 interfaces that are no list": after(json!({"interfaces": {}}))
+            => refused(6, &["prevResult", "interfaces"]);
+        "C16 interface with a number for a name": after(json!({"interfaces": [{"name": 7}]}))
+            => refused(6, &["prevResult", "interfaces"]);
         "C16 ips with a number": after(json!({"ips": [1]})) => refused(6, &["prevResult", "ips"]);
-        "C16 ips without an address": after(json!({"ips": [{"interface": 0}]})) => refused(6, &["prevResult", "ips"]);
+        "C16 ips without an address": after(json!({"ips": [{"interface": 0}]}))
+            => refused(6, &["prevResult", "ips"]);
         "C16 ips with a word": after(json!({"ips": [{"address": "x"}]})) => refused(6, &["prevResult", "ips"]);
-        "C16 routes with a word": after(json!({"routes": [{"dst": "everywhere"}]})) => refused(6, &["prevResult", "routes"]);
+        "C16 routes with a word": after(json!({"routes": [{"dst": "everywhere"}]}))
+            => refused(6, &["prevResult", "routes"]);
         "C16 dns that is a list": after(json!({"dns": []})) => refused(6, &["prevResult", "dns"]);
         "C17 prevResult with our interface": after(eth0) => refused(100, &["eth0", "chain"]);
     }

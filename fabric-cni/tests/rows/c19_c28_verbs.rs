@@ -98,9 +98,12 @@ fn dels() -> Vec<Row> {
         "C19 DEL with a namespace that is the plugin's": del().env("CNI_NETNS", "/proc/self/ns/net") => silent();
         "C19 DEL with a broken prevResult": del().set("prevResult", json!(7)) => silent();
         "C19 DEL with what an ADD refuses": del().set("runtimeConfig", ports) => silent();
-        "C19 DEL with a broken runtimeConfig": del().set("runtimeConfig", json!(7)).set("args", json!([])) => silent();
+        "C19 DEL with a broken runtimeConfig": del().set("runtimeConfig", json!(7)).set("args", json!([]))
+            => silent();
         "C19 DEL in 0.3.1": del().set("cniVersion", json!("0.3.1")) => silent();
         "G9 DEL when containerd has closed the namespace": del().env("CNI_NETNS", "") => silent();
+        "G15 DEL with the configuration of the ADD": del().set("prevResult", json!({"ips": [{"address": "10.244.1.5/32"}]}))
+            => silent();
         "G12 DEL after the runtime's cache has gone": del().without("prevResult") => silent();
     }
 }
@@ -147,10 +150,13 @@ fn kept_dels() -> Vec<Row> {
     rows! {
         "G7 DEL without a daemon is kept": alone() => Expected::By(kept_once);
         "G7 DEL with a stale socket is kept": alone().daemon(Daemon::Stale) => Expected::By(kept_once);
-        "G7 DEL that the daemon hangs up on is kept": alone().daemon(Daemon::Sends(Vec::new())) => Expected::By(kept_once);
-        "G7 DEL that the daemon answers with garbage is kept": alone().daemon(Daemon::Sends(b"\0\0\0\x01x".to_vec())) => Expected::By(kept_once);
+        "G7 DEL that the daemon hangs up on is kept": alone().daemon(Daemon::Sends(Vec::new()))
+            => Expected::By(kept_once);
+        "G7 DEL that the daemon answers with garbage is kept": alone().daemon(Daemon::Sends(b"\0\0\0\x01x".to_vec()))
+            => Expected::By(kept_once);
         "G7 files that killed plugins left unfinished go": alone() => Expected::By(cleans_up);
-        "G6 DEL after a failed ADD is kept": alone().env("CNI_NETNS", "/run/netns/failed") => Expected::By(kept_once);
+        "G6 DEL after a failed ADD is kept": alone().env("CNI_NETNS", "/run/netns/failed")
+            => Expected::By(kept_once);
         "C25 DELs side by side": alone() => Expected::By(side_by_side);
     }
 }
@@ -177,11 +183,13 @@ fn checks() -> Vec<Row> {
     rows! {
         "C20 CHECK without prevResult": Call::new("CHECK") => refused(7, &["prevResult"]);
         "C20 CHECK with prevResult null": check(Value::Null) => refused(7, &["prevResult"]);
-        "C20 CHECK with a broken prevResult": check(json!({"ips": [{"address": "x"}]})) => refused(6, &["prevResult"]);
+        "C20 CHECK with a broken prevResult": check(json!({"ips": [{"address": "x"}]}))
+            => refused(6, &["prevResult"]);
         "C20 CHECK in 0.3.1": check(json!({})).set("cniVersion", json!("0.3.1")) => refused(1, &["CHECK", "0.4.0"]);
         "C20 CHECK in 0.4.0": check(json!({})).set("cniVersion", json!("0.4.0")) => silent();
         "C20 CHECK compares addresses": check(both) => Expected::By(compared);
-        "G15b CHECK as CRI-O calls it": check(json!({"interfaces": [{"name": "eth0", "sandbox": "/n"}], "ips": [{"address": "10.244.1.5/32", "interface": 0}]})) => silent();
+        "G15b CHECK as CRI-O calls it": check(json!({"interfaces": [{"name": "eth0", "sandbox": "/n"}], "ips": [{"address": "10.244.1.5/32", "interface": 0}]}))
+            => silent();
     }
 }
 
@@ -204,17 +212,24 @@ fn gcs() -> Vec<Row> {
         "C21 GC without a list and without a daemon": gc().daemon(Daemon::Absent) => silent_alone();
         "C21 GC with a list": gc().set(VALID, one()) => Expected::By(|call| assert_eq!(kept(call), 1));
         "C21 GC with an empty list": gc().set(VALID, json!([])) => Expected::By(|call| assert_eq!(kept(call), 0));
-        "C21 GC with the misspelt key alone": gc().set(MISSPELT, one()) => Expected::By(|call| assert_eq!(kept(call), 1));
-        "C21 GC with the misspelt key null": gc().set(MISSPELT, Value::Null) => Expected::By(|call| assert_eq!(kept(call), 0));
-        "C21 GC with both keys": gc().set(VALID, one()).set(MISSPELT, json!([])) => Expected::By(|call| assert_eq!(kept(call), 1));
-        "C21 GC of a full node": gc().set(VALID, json!(full)).set(MISSPELT, json!(full)) => Expected::By(|call| assert_eq!(kept(call), 16_384));
+        "C21 GC with the misspelt key alone": gc().set(MISSPELT, one())
+            => Expected::By(|call| assert_eq!(kept(call), 1));
+        "C21 GC with the misspelt key null": gc().set(MISSPELT, Value::Null)
+            => Expected::By(|call| assert_eq!(kept(call), 0));
+        "C21 GC with both keys": gc().set(VALID, one()).set(MISSPELT, json!([]))
+            => Expected::By(|call| assert_eq!(kept(call), 1));
+        "C21 GC of a full node": gc().set(VALID, json!(full)).set(MISSPELT, json!(full))
+            => Expected::By(|call| assert_eq!(kept(call), 16_384));
         "C21 GC beyond a full node": gc().set(VALID, json!(over)) => refused(7, &["16384"]);
-        "C21 GC with names that no ADD takes": gc().set(VALID, foreign) => Expected::By(|call| assert_eq!(kept(call), 1));
+        "C21 GC with names that no ADD takes": gc().set(VALID, foreign)
+            => Expected::By(|call| assert_eq!(kept(call), 1));
         "C21 GC with a list that is none": gc().set(VALID, json!({})) => refused(7, &[VALID]);
         "C21 GC with an entry that says nothing": gc().set(VALID, json!([{}])) => refused(7, &["containerID"]);
         "C22 GC names its network": gc().set("name", json!("other")).set(VALID, one()) => Expected::By(of_network);
-        "C22 GC with disableGC": gc().set("disableGC", json!(true)).set(VALID, one()) => Expected::By(|call| assert_eq!(kept(call), 1));
-        "G15c GC as CRI-O sends it for a network without pods": gc().set(VALID, Value::Null).set(MISSPELT, Value::Null) => Expected::By(|call| assert_eq!(kept(call), 0));
+        "C22 GC with disableGC": gc().set("disableGC", json!(true)).set(VALID, one())
+            => Expected::By(|call| assert_eq!(kept(call), 1));
+        "G15c GC as CRI-O sends it for a network without pods": gc().set(VALID, Value::Null).set(MISSPELT, Value::Null)
+            => Expected::By(|call| assert_eq!(kept(call), 0));
     }
 }
 
@@ -260,7 +275,8 @@ fn statuses() -> Vec<Row> {
         "C23 STATUS without a container": bare => silent();
         "C23 STATUS with an empty container": status().env("CNI_CONTAINERID", "").env("CNI_NETNS", "") => silent();
         "C23 STATUS of a daemon that says nothing": status().daemon(Daemon::Silent) => Expected::By(in_time);
-        "C23 STATUS without a daemon": status().daemon(Daemon::Absent) => refused(50, &["start the fabric-node daemon"]);
+        "C23 STATUS without a daemon": status().daemon(Daemon::Absent)
+            => refused(50, &["start the fabric-node daemon"]);
         "C24 ADD asks for nothing but itself": add() => Expected::Prints(only_add);
     }
 }
@@ -295,11 +311,15 @@ fn tolerated() -> Vec<Row> {
         "C26 aliases": runtime("aliases", json!({"fabric": ["web"]})) => Expected::Prints(attached);
         "C26 deviceID": runtime("deviceID", json!("0000:04:00.5")) => Expected::Prints(attached);
         "C26 cgroupPath": runtime("cgroupPath", json!("/kubepods")) => Expected::Prints(attached);
-        "C26 pod annotations": runtime("io.kubernetes.cri.pod-annotations", json!({"a": "b"})) => Expected::Prints(attached);
-        "C26 args.cni.labels": add().set("args", json!({"cni": {"labels": [{"key": "a", "value": "b"}]}})) => Expected::Prints(attached);
+        "C26 pod annotations": runtime("io.kubernetes.cri.pod-annotations", json!({"a": "b"}))
+            => Expected::Prints(attached);
+        "C26 args.cni.labels": add().set("args", json!({"cni": {"labels": [{"key": "a", "value": "b"}]}}))
+            => Expected::Prints(attached);
         "C26 keys of cni.dev": add().set("cni.dev/other", json!({"x": 1})) => Expected::Prints(attached);
-        "C26 unknown keys": add().set("whatever", json!([1])).set("capabilities", json!({"mac": true})) => Expected::Prints(attached);
-        "G2 ADD as containerd calls it": add().env("CNI_ARGS", names).set("runtimeConfig", containerd) => Expected::Prints(by_id);
+        "C26 unknown keys": add().set("whatever", json!([1])).set("capabilities", json!({"mac": true}))
+            => Expected::Prints(attached);
+        "G2 ADD as containerd calls it": add().env("CNI_ARGS", names).set("runtimeConfig", containerd)
+            => Expected::Prints(by_id);
         "G11 ADD goes by the container, not by the pod": add().env("CNI_ARGS", names) => Expected::Prints(by_id);
         "G17 ADD without K8S_*": add().unset("CNI_ARGS") => Expected::Prints(attached);
     }
@@ -326,10 +346,12 @@ fn capabilities() -> Vec<Row> {
         }
     }
     rows! {
-        "C27 port mapping": runtime(json!({"portMappings": [{"hostPort": 80}]})) => refused(2, &["portMappings", "80"]);
+        "C27 port mapping": runtime(json!({"portMappings": [{"hostPort": 80}]}))
+            => refused(2, &["portMappings", "80"]);
         "C27 bandwidth": runtime(json!({"bandwidth": {"egressRate": 9}})) => refused(2, &["bandwidth", "9"]);
         "C27 no port in portMappings": runtime(json!({"portMappings": []})) => Expected::Prints(nothing_asked);
-        "C27 no rate in bandwidth": runtime(json!({"bandwidth": {"ingressRate": 0, "egressRate": 0}})) => Expected::Prints(nothing_asked);
+        "C27 no rate in bandwidth": runtime(json!({"bandwidth": {"ingressRate": 0, "egressRate": 0}}))
+            => Expected::Prints(nothing_asked);
         "C29 the conflist lists what is spoken": add() => Expected::By(spoken);
         "C30 GC in 0.4.0": old("GC", "0.4.0") => refused(1, &["GC", "1.1.0"]);
         "C30 GC in 1.0.0": old("GC", "1.0.0") => refused(1, &["GC", "1.1.0"]);

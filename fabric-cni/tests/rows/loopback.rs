@@ -37,6 +37,33 @@ fn g1_trouble() {
     check(trouble());
 }
 
+/// Thousands of addresses, and such as are no loopback addresses, neither fail an ADD nor swell its
+/// result.
+#[test]
+fn a_crowded_lo() {
+    let pod = Pod::start();
+    let batch: String = (0..4000)
+        .map(|index| {
+            format!(
+                "address add 127.1.{}.{}/32 dev lo\n",
+                index / 250,
+                index % 250
+            )
+        })
+        .collect();
+    let call = Call::loopback("ADD", &pod.netns());
+    let file = call.folder.path().join("batch");
+    std::fs::write(&file, batch).unwrap();
+    pod.run("ip address add 192.0.2.1/32 dev lo");
+    pod.run(&format!("ip -batch {}", file.display()));
+    let outcome = call.run();
+    assert_eq!(outcome.status, 0, "{outcome:?}");
+    let ips = outcome.json()["ips"].as_array().unwrap().clone();
+    assert_eq!(ips.len(), 16, "{ips:?}");
+    let is_loopback = |ip: &Value| ip["address"].as_str().unwrap().starts_with("127.");
+    assert!(ips.iter().all(is_loopback), "{ips:?}");
+}
+
 /// The results in 0.3.1 to 1.0.0 are those of the reference plugin, but for the family of an address:
 /// up to 0.4.0 the specification wants it, and the reference leaves it out.
 #[test]
@@ -140,7 +167,8 @@ fn life() -> Vec<Row> {
         "G1 loopback ADD again": old("ADD", "0.4.0") => Expected::Prints(told);
         "G1 loopback ADD in 1.0.0": old("ADD", "1.0.0") => Expected::Prints(told);
         "G1 loopback ADD in 1.1.0": call("ADD") => Expected::Prints(told);
-        "G1 loopback ADD under another interface's name": call("ADD").env("CNI_IFNAME", "eth0") => Expected::Prints(told);
+        "G1 loopback ADD under another interface's name": call("ADD").env("CNI_IFNAME", "eth0")
+            => Expected::Prints(told);
         "G1 loopback ADD in a chain": chained => Expected::Prints(passed_through);
         "G1 loopback CHECK": call("CHECK") => silent_alone();
         "G1 loopback DEL": old("DEL", "0.3.1") => Expected::By(down);
@@ -159,21 +187,27 @@ fn trouble() -> Vec<Row> {
     let at = |verb: &str, netns: &str| Call::loopback(verb, netns);
     let add = || call("ADD");
     rows! {
-        "G1 loopback ADD in a namespace that has gone": at("ADD", "/run/netns/gone") => refused(8, &["/run/netns/gone"]);
+        "G1 loopback ADD in a namespace that has gone": at("ADD", "/run/netns/gone")
+            => refused(8, &["/run/netns/gone"]);
         "G1 loopback ADD in a file": at("ADD", "/etc/hostname") => refused(8, &["not a network namespace"]);
         "G1 loopback ADD in a device": at("ADD", "/dev/null") => refused(8, &["not a network namespace"]);
-        "G1 loopback ADD in a namespace of another kind": at("ADD", "/proc/self/ns/uts") => refused(8, &["not a network namespace"]);
-        "G1 loopback ADD in the plugin's namespace": at("ADD", "/proc/self/ns/net") => refused(8, &["CNI_NETNS_OVERRIDE"]);
-        "G1 loopback CHECK in a namespace that has gone": at("CHECK", "/run/netns/gone") => refused(8, &["/run/netns/gone"]);
+        "G1 loopback ADD in a namespace of another kind": at("ADD", "/proc/self/ns/uts")
+            => refused(8, &["not a network namespace"]);
+        "G1 loopback ADD in the plugin's namespace": at("ADD", "/proc/self/ns/net")
+            => refused(8, &["CNI_NETNS_OVERRIDE"]);
+        "G1 loopback CHECK in a namespace that has gone": at("CHECK", "/run/netns/gone")
+            => refused(8, &["/run/netns/gone"]);
         "G1 loopback DEL in a namespace that has gone": at("DEL", "/run/netns/gone") => silent_alone();
         "G1 loopback DEL in a file": at("DEL", "/etc/hostname") => silent_alone();
         "G1 loopback DEL in a namespace of another kind": at("DEL", "/proc/self/ns/uts") => silent_alone();
-        "G1 loopback DEL leaves the plugin's own lo alone": at("DEL", "/proc/self/ns/net") => Expected::By(own_lo_stays);
+        "G1 loopback DEL leaves the plugin's own lo alone": at("DEL", "/proc/self/ns/net")
+            => Expected::By(own_lo_stays);
         "G1 loopback ADD without a namespace": add().unset("CNI_NETNS") => refused(4, &["CNI_NETNS"]);
         "G1 loopback ADD without a container": add().unset("CNI_CONTAINERID") => refused(4, &["CNI_CONTAINERID"]);
         "G1 loopback ADD without a configuration": add().stdin(b"") => refused(6, &["no network configuration"]);
         "G1 loopback ADD without a network": add().without("name") => refused(7, &["name"]);
-        "G1 loopback ADD with a broken prevResult": add().set("prevResult", json!([])) => refused(6, &["prevResult"]);
+        "G1 loopback ADD with a broken prevResult": add().set("prevResult", json!([]))
+            => refused(6, &["prevResult"]);
         "G1 loopback ADD in 0.2.0": add().set("cniVersion", json!("0.2.0")) => refused(1, &["0.2.0"]);
         "G1 loopback CHECK in 0.3.1": call("CHECK").set("cniVersion", json!("0.3.1")) => refused(1, &["CHECK"]);
         "G1 loopback GC in 1.0.0": call("GC").set("cniVersion", json!("1.0.0")) => refused(1, &["GC"]);

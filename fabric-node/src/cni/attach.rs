@@ -23,6 +23,7 @@ mod keys;
 mod pending;
 mod recovery;
 mod requests;
+mod strays;
 
 use std::{
     collections::HashMap,
@@ -51,6 +52,7 @@ pub use error::AttachError;
 pub use keys::AddTicket;
 use keys::{KeyTable, Turn};
 pub use recovery::{RestoreReport, SweepReport};
+use strays::Strays;
 
 /// A pod on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +132,8 @@ pub struct Attacher<L: Links = KernelLinks> {
     entries: Mutex<HashMap<AttachmentKey, Entry>>,
     /// Records of released addresses, kept until they have rested.
     resting: Mutex<Vec<Record>>,
+    /// Pods that no record knows.
+    strays: Mutex<Strays>,
     add_times: Arc<AddTimes>,
     #[cfg(test)]
     on_step: Box<dyn Fn(Step) + Send + Sync>,
@@ -180,6 +184,7 @@ impl<L: Links> Attacher<L> {
             ipam: Mutex::new(ipam),
             entries: Mutex::new(entries),
             resting: Mutex::new(resting),
+            strays: Mutex::default(),
             add_times: Arc::default(),
             #[cfg(test)]
             on_step: Box::new(|_| {}),

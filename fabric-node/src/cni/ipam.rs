@@ -66,7 +66,7 @@ pub enum IpamError {
 pub struct Usage {
     /// The range.
     pub range: IpNet,
-    /// Addresses in use, or held back because their record cannot be read.
+    /// Addresses in use, or held back because their record cannot be read or is lost.
     pub used: u64,
     /// Released addresses that rest.
     pub cooling: u64,
@@ -138,6 +138,12 @@ impl Ipam {
         self.resting.remove(address);
         self.held.insert(address);
         self.start_behind(address);
+    }
+
+    /// Whether `address` is in use.
+    #[must_use]
+    pub fn is_held(&self, address: IpAddr) -> bool {
+        self.held.contains(&address)
     }
 
     /// Says that `address` was released earlier and rests until `ready_at_s`; without effect on an

@@ -5,6 +5,7 @@
 //! kernel.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
@@ -16,7 +17,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tracing::warn;
 
-use super::roots::NetnsRoots;
+use super::{
+    roots::NetnsRoots,
+    survey::{self, Stray, Survey},
+};
 use crate::sys::{
     netlink::{self, Link, LinkSettings, Netlink, NetlinkError, RouteSpec},
     netns::{Netns, NetnsError, NetnsId},
@@ -130,6 +134,20 @@ pub trait Links: Send + Sync + 'static {
         namespace: &Self::Namespace,
         ifname: &str,
     ) -> Result<Option<InterfaceState>, LinkError>;
+
+    /// Looks for devices of this daemon in all namespaces but those in `settled`.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`] when nothing could be looked at.
+    fn survey(&self, settled: &HashSet<NetnsId>) -> Result<Survey, LinkError>;
+
+    /// Removes a device that a survey found; one that has gone is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`].
+    fn remove_stray(&self, stray: &Stray) -> Result<(), LinkError>;
 
     /// Lets go of a device for good: it ends with its last user, wherever the pod has put it.
     fn discard(&self, device: Arc<Self::Device>);
@@ -252,6 +270,14 @@ impl Links for KernelLinks {
         ifname: &str,
     ) -> Result<Option<InterfaceState>, LinkError> {
         namespace.run(|| inspect(ifname))?
+    }
+
+    fn survey(&self, settled: &HashSet<NetnsId>) -> Result<Survey, LinkError> {
+        survey::survey(&self.roots, self.owner, settled)
+    }
+
+    fn remove_stray(&self, stray: &Stray) -> Result<(), LinkError> {
+        survey::remove(stray, self.owner)
     }
 
     fn discard(&self, device: Arc<Tun>) {

@@ -11,4 +11,5 @@ pub mod links;
 pub mod roots;
 pub mod server;
 pub mod store;
+pub mod survey;
 pub mod times;

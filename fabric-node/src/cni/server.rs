@@ -46,7 +46,8 @@ const REQUESTS_MAX: usize = 16;
 const DELETES_MAX: usize = 16;
 /// STATUS requests side by side (threads).
 const STATUSES_MAX: usize = 4;
-/// Long frames (GCs) in memory at a time: each may take 4 MiB, and twice as much once it is decoded.
+/// Long frames (GCs) in memory at a time: each may take 4 MiB, and several times that once it is
+/// decoded.
 const LONG_FRAMES_MAX: usize = 2;
 /// Connections at a time; the next ones wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 512;

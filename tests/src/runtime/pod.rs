@@ -11,9 +11,8 @@ use super::{
 
 /// How long a command in a container may take.
 const EXEC_MAX: Duration = Duration::from_secs(20);
-/// Echo requests of one [`Pod::ping`], and how long each may stay unanswered (s).
-const PINGS: &str = "3";
-const PING_SECONDS_MAX: &str = "5";
+/// How long an echo request may stay unanswered (s).
+const ECHO_SECONDS_MAX: &str = "5";
 
 /// A pod with one container. Dropping it does nothing: [`Pod::end`] does.
 #[derive(Debug)]
@@ -80,14 +79,14 @@ impl<'c, 'p> Pod<'c, 'p> {
         self.cri.exec(&self.container, command, EXEC_MAX)?.success()
     }
 
-    /// Pings `address`; all requests must be answered. What `ping` said.
+    /// Sends `count` echo requests to `address`, one a second; all must be answered. What `ping` said.
     ///
     /// # Errors
     ///
     /// One is not.
-    pub fn ping(&self, address: IpAddr) -> anyhow::Result<String> {
-        let address = address.to_string();
-        let said = self.exec(&["ping", "-c", PINGS, "-W", PING_SECONDS_MAX, &address])?;
+    pub fn ping(&self, address: IpAddr, count: u32) -> anyhow::Result<String> {
+        let (address, count) = (address.to_string(), count.to_string());
+        let said = self.exec(&["ping", "-c", &count, "-W", ECHO_SECONDS_MAX, &address])?;
         ensure!(said.contains(" 0% packet loss"), "{said}");
         Ok(said)
     }

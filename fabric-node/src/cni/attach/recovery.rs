@@ -35,6 +35,8 @@ pub struct RestoreReport {
     pub failed: usize,
     /// Pods still being taken up when the wait was over.
     pub unfinished: usize,
+    /// Addresses of pods that no record knows; nobody is given them.
+    pub withheld: usize,
 }
 
 /// What a sweep did.
@@ -48,6 +50,8 @@ pub struct SweepReport {
     pub released: usize,
     /// Records removed because their addresses have rested.
     pub rested: usize,
+    /// Addresses found at pods that no record knows.
+    pub withheld: usize,
 }
 
 enum Outcome {
@@ -106,14 +110,18 @@ pub(super) fn take_up(
 }
 
 impl<L: Links> Attacher<L> {
-    /// Takes up the pods on record: DELs left on disk first, then every attachment with a bounded
-    /// number of threads. One bad pod holds up neither the others nor, beyond a few seconds, the
+    /// Takes up the pods on record: DELs left on disk first, then a look for pods that no record knows,
+    /// then every attachment with a bounded number of threads. One bad pod holds up neither the others nor, beyond a few seconds, the
     /// start.
     pub fn restore(self: &Arc<Self>) -> RestoreReport {
         let mut report = RestoreReport {
             deleted: self.drain_all_pending(),
             ..RestoreReport::default()
         };
+        match (self.clock)() {
+            Ok(now) => report.withheld = self.look_for_strays(&now),
+            Err(error) => warn!(%error, "cannot read the clocks"),
+        }
         let keys: Vec<_> = lock(&self.entries).keys().cloned().collect();
         report.unfinished = keys.len();
         let outcomes = self.restore_all(keys);
@@ -246,6 +254,7 @@ impl<L: Links> Attacher<L> {
             self.sweep_one(&key, &now, &mut report);
         }
         report.rested = self.forget_rested(&now);
+        report.withheld = self.look_for_strays(&now);
         report
     }
 

@@ -7,6 +7,7 @@
 pub(in crate::cni) mod fake;
 mod kernel;
 mod pending;
+mod strays;
 mod vandals;
 
 use std::{

@@ -150,24 +150,27 @@ async fn long_gcs() {
         container_id: format!("{index:064}"),
         ifname: "eth0".into(),
     });
-    let gc = encode_frame(&Request::Gc {
+    let gc = Request::Gc {
         network: "fabric".into(),
         valid: valid.collect(),
-    })
-    .unwrap();
-    assert!(gc.len() > FRAME_BYTES_USUAL);
+    };
+    let frame = encode_frame(&gc).unwrap();
+    assert!(frame.len() > FRAME_BYTES_USUAL);
     let mut announced = Vec::new();
     for _ in 0..LONG_FRAMES_MAX {
-        announced.push(rig.send(&gc[..FRAME_HEADER_LEN]).await);
+        announced.push(rig.send(&frame[..FRAME_HEADER_LEN]).await);
     }
     let del = Request::Del {
         key: key("c1"),
         netns: None,
     };
     assert_eq!(rig.ask(&del).await, Response::Done);
+    let asking = rig.ask(&gc);
+    tokio::pin!(asking);
+    let early = timeout(Duration::from_millis(200), &mut asking).await;
+    assert!(early.is_err(), "{early:?}");
     drop(announced);
-    let mut stream = rig.send(&gc).await;
-    assert_eq!(receive(&mut stream).await, Response::Done);
+    assert_eq!(asking.await, Response::Done);
 }
 
 /// Frames that are too long, empty, no JSON, or another protocol's get an error and cost nothing;

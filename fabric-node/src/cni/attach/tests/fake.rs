@@ -1,14 +1,18 @@
 //! A kernel and a fabric of maps, which outlive the attacher as the real ones outlive the daemon.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use fabric_core::snapshot::POD_MTU;
 
 use super::super::*;
-use crate::cni::{links::InterfaceState, store::tests::moment};
+use crate::cni::{
+    links::InterfaceState,
+    store::tests::moment,
+    survey::{Stray, Survey},
+};
 
 pub(in crate::cni) const POD: &str = "/run/netns/pod";
 pub(in crate::cni) const OTHER: &str = "/run/netns/other";
@@ -141,6 +145,37 @@ impl Links for Hand {
     ) -> Result<Option<InterfaceState>, LinkError> {
         let key = (*namespace, ifname.to_owned());
         Ok(lock(&self.0.interfaces).get(&key).cloned())
+    }
+
+    fn survey(&self, settled: &HashSet<NetnsId>) -> Result<Survey, LinkError> {
+        let mut survey = Survey::default();
+        for (path, id) in lock(&self.0.namespaces)
+            .iter()
+            .filter(|(_, id)| **id != OWN)
+        {
+            survey.present.insert(*id);
+            if settled.contains(id) {
+                continue;
+            }
+            for ((netns_id, ifname), state) in lock(&self.0.interfaces).iter() {
+                if netns_id == id {
+                    survey.strays.push(Stray {
+                        netns_id: *id,
+                        netns: path.clone(),
+                        ifname: ifname.clone(),
+                        index: 2,
+                        addresses: state.addresses.clone(),
+                    });
+                }
+            }
+        }
+        Ok(survey)
+    }
+
+    fn remove_stray(&self, stray: &Stray) -> Result<(), LinkError> {
+        let key = (stray.netns_id, stray.ifname.clone());
+        lock(&self.0.interfaces).remove(&key);
+        Ok(())
     }
 
     fn discard(&self, _: Arc<()>) {}

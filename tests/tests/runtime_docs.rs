@@ -29,6 +29,7 @@ use fabric_tests::{
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+const PAGE: &str = "docs/runtimes.md";
 /// How long one question to a runtime may take.
 const ASK_MAX: Duration = Duration::from_secs(60);
 /// Printed before each command.
@@ -72,7 +73,7 @@ fn the_page_runs_as_written() -> anyhow::Result<()> {
     // Until `install-cni` writes it there is none.
     fs::remove_file("/etc/cni/net.d/10-fabric.conflist")?;
 
-    let text = fs::read_to_string(workspace().join("docs/runtimes.md"))?;
+    let text = fs::read_to_string(workspace().join(PAGE))?;
     let sections = sections(&text)?;
     let commands = sections.iter().flat_map(|section| &section.steps);
     let commands = commands
@@ -81,7 +82,7 @@ fn the_page_runs_as_written() -> anyhow::Result<()> {
     ensure!(commands > 30, "only {commands} commands are found");
     for section in &sections {
         run(section, &place, &mut machine)
-            .with_context(|| format!("docs/runtimes.md, section {:?}", section.title))?;
+            .with_context(|| format!("{PAGE}, section {:?}", section.title))?;
         eventually("the section leaves no pod", GONE_MAX, || {
             let left = pods(&stage, worker)?.items;
             ensure!(left.is_empty(), "{}: {left:?}", section.title);
@@ -90,6 +91,25 @@ fn the_page_runs_as_written() -> anyhow::Result<()> {
     }
     assert!(!Path::new("/etc/cni/net.d/10-fabric.conflist").exists());
     println!("{commands} commands ran");
+    Ok(())
+}
+
+/// The page names the versions of the tools that are built. Those of the distribution's programs are the ones of
+/// Debian 12 in the page, whatever this machine has.
+#[test]
+fn the_page_names_the_versions() -> anyhow::Result<()> {
+    let page = fs::read_to_string(workspace().join(PAGE))?;
+    for tool in Tool::ALL {
+        let version = tool.version()?;
+        let row = page
+            .lines()
+            .find(|line| line.starts_with('|') && line.contains(tool.name()));
+        let row = row.with_context(|| format!("{PAGE} has no row for {}", tool.name()))?;
+        ensure!(
+            row.contains(version.trim_start_matches('v')),
+            "{row} is not {version}"
+        );
+    }
     Ok(())
 }
 

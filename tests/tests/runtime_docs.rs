@@ -54,8 +54,8 @@ lock_type = "file"
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 "#;
-/// Control groups that ctr and podman make at the top, and leave.
-const GROUPS: [&str; 2] = ["default", "libpod_parent"];
+/// Control groups that ctr, containerd and podman make at the top for those who name none, and leave.
+const GROUPS: [&str; 3] = ["default", "k8s.io", "libpod_parent"];
 
 /// All commands of docs/runtimes.md succeed and print what is printed beneath them, and at the end no pod is
 /// attached and no list is left.
@@ -185,11 +185,20 @@ impl Drop for Machine {
             .flatten()
         {
             for group in GROUPS {
-                let _ = fs::remove_dir(hierarchy.path().join(group).join("conmon"));
-                let _ = fs::remove_dir(hierarchy.path().join(group));
+                remove_empty(&hierarchy.path().join(group));
             }
         }
     }
+}
+
+/// Removes a control group and those below it; the kernel keeps those with processes.
+fn remove_empty(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
 }
 
 /// Puts what a reader pulls into the stores of containerd, for ctr and for CRI, and of podman.

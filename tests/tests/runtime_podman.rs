@@ -12,10 +12,11 @@ use std::{collections::BTreeSet, env, fs, net::IpAddr, path::PathBuf, time::Dura
 use anyhow::{Context as _, ensure};
 use fabric_node::lab::{Lab, plugin::network_list};
 use fabric_tests::{
+    eventually::eventually,
     operator::{pods, status},
     runtime::{
         image::Image,
-        leaks,
+        leaks::{self, Inventory},
         place::{LabsOnDisk, Place},
         podman::Podman,
     },
@@ -199,7 +200,7 @@ fn containers_come_and_go() -> anyhow::Result<()> {
     let pod: Vec<IpAddr> = lab.state().pod("pod-a-1")?.addresses.clone();
     // What podman makes once and keeps is there from here on.
     come_and_go(&podman, &pod, AT_ONCE, "first")?;
-    let before = leaks::snapshot(&stage, &lab, &[&place])?;
+    let before = quiet(&stage, &lab, &place)?;
     let names_before = names()?;
     for round in 0..count.div_ceil(AT_ONCE) {
         let these = AT_ONCE.min(count - round * AT_ONCE);
@@ -222,6 +223,17 @@ fn containers_come_and_go() -> anyhow::Result<()> {
         assert!(attach.p99_ms <= P99_MS_MAX, "p99 is {} ms", attach.p99_ms);
     }
     Ok(())
+}
+
+/// What there is once the monitors of removed containers have ended.
+fn quiet(stage: &Stage, lab: &Lab, place: &Place) -> anyhow::Result<Inventory> {
+    let look = || {
+        let found = leaks::snapshot(stage, lab, &[place])?;
+        let busy = found.count("process conmon") + found.count("process podman");
+        ensure!(busy == 0, "{busy} processes run");
+        Ok(found)
+    };
+    eventually("podman is quiet", GONE_MAX, look).map(|(found, _)| found)
 }
 
 /// Named namespaces, and results that libcni keeps.

@@ -252,7 +252,8 @@ fn endpoint(containerd: &Containerd<'_>) -> String {
     format!("unix://{}", containerd.socket.display())
 }
 
-/// Control groups at the top of each hierarchy: the suite says nothing of where its pods belong.
+/// Control groups at the top of each hierarchy: the suite says nothing of where its pods belong. Those of sandboxes
+/// come and go with other tests.
 fn control_groups() -> anyhow::Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
@@ -261,7 +262,9 @@ fn control_groups() -> anyhow::Result<BTreeSet<PathBuf>> {
             .flatten()
             .flatten()
         {
-            if entry.file_type()?.is_dir() {
+            let name = entry.file_name();
+            let is_sandbox = name.to_string_lossy().starts_with("fabric-sandbox-");
+            if entry.file_type()?.is_dir() && !is_sandbox {
                 found.insert(entry.path());
             }
         }

@@ -92,12 +92,13 @@ netns: ## Tests of the data plane in network namespaces; needs root
 lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile peers; needs root
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(LAB_TESTS)) $(ONE_AT_A_TIME)
 
-# All mounts and processes of such a test die with its namespaces; the mounts are private to them.
+# All mounts and processes of such a test die with the sandbox; what is compiled is not made there.
 SANDBOX := scripts/sandbox
+TEST_RUNTIMES := $(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(RUNTIME_TESTS))
 
 runtimes: build ## Tests under real container runtimes: containerd, podman, CRI; needs root
-	$(if $(RUNTIME_TESTS),$(CARGO) test $(LOCKED) --no-run -p fabric-tests $(addprefix --test ,$(RUNTIME_TESTS)))
-	$(if $(RUNTIME_TESTS),$(SANDBOX) $(CARGO) test $(LOCKED) --no-fail-fast -p fabric-tests $(addprefix --test ,$(RUNTIME_TESTS)) $(ONE_AT_A_TIME))
+	$(TEST_RUNTIMES) --no-run
+	$(SANDBOX) $(TEST_RUNTIMES) $(ONE_AT_A_TIME)
 
 bench-check: build ## Fail if one TCP stream falls below the regression floors; needs root
 	$(BUILD_BENCH_PEERS)

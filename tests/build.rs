@@ -8,11 +8,13 @@ const FOLDER: &str = "proto/cri";
 
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed={DEFINITION}");
-    let definition = protox::compile([DEFINITION], [FOLDER])?;
+    let mut definition = protox::compile([DEFINITION], [FOLDER])?;
+    for file in &mut definition.file {
+        // The comments, which are written for another documentation tool.
+        file.source_code_info = None;
+    }
     tonic_prost_build::configure()
         .build_server(false)
-        // Its comments are written for another documentation tool.
-        .disable_comments(["."])
         .compile_fds(definition)?;
     Ok(())
 }

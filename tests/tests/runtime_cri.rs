@@ -96,7 +96,7 @@ fn a_killed_containerd_removes_its_sandboxes_later() -> anyhow::Result<()> {
     let sandbox = Cri::connect(&containerd)?.run_sandbox("survivor", "uid-1")?;
     let ips = Cri::connect(&containerd)?.status(&sandbox)?.ips;
     containerd.kill()?;
-    assert_eq!(attached(&stage, worker)?, [sandbox.id.clone()]);
+    assert_eq!(attached(&stage, worker)?, std::slice::from_ref(&sandbox.id));
     containerd.restart()?;
     let cri = Cri::connect(&containerd)?;
     let status = cri.status(&sandbox)?;
@@ -158,7 +158,7 @@ fn the_daemon_is_killed_while_sandboxes_are_removed() -> anyhow::Result<()> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let (removed, first) = mpsc::channel();
     thread::scope(|scope| {
-        let removal = scope.spawn(|| {
+        let removal = scope.spawn(|| -> anyhow::Result<()> {
             sandboxes.iter().try_for_each(|sandbox| {
                 cri.stop(sandbox)?;
                 cri.remove(sandbox)?;

@@ -6,11 +6,12 @@
 //! ```console
 //! # FABRIC_CHURN_SANDBOXES=1000 scripts/sandbox cargo test -p fabric-tests --test runtime_cri_churn -- --nocapture
 //! ```
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 use std::{
     env,
     fs::{self, File},
+    io::{self, Write as _},
     net::IpAddr,
     path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -86,18 +87,20 @@ fn sandboxes_come_and_go() -> anyhow::Result<()> {
     let began = Instant::now();
     let echoes = if count >= LONG { ECHOES_LONG } else { 1 };
     let puts = timed_puts(&worker.state_dir(), || churn(&cri, &targets, count, echoes))?;
-    println!(
+    say(&format!(
         "{count} sandboxes, {PARALLEL} at a time, {echoes} echoes to each of {targets:?}: {} s",
         began.elapsed().as_secs()
-    );
-    println!("meanwhile a synced file on the same disk took {puts}; an ADD writes three");
+    ));
+    say(&format!(
+        "meanwhile a synced file on the same disk took {puts}; an ADD writes three"
+    ));
     let gone = leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
-    println!("nothing is left after {} ms", gone.as_millis());
+    say(&format!("nothing is left after {} ms", gone.as_millis()));
     let attach = status(&stage, worker)?.attach;
-    println!(
+    say(&format!(
         "ADD in the daemon, {} of them: p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
         attach.adds, attach.p50_ms, attach.p99_ms, attach.max_ms
-    );
+    ));
     assert_eq!(attach.adds, u64::try_from(count)?);
     if count >= LONG {
         eventually("all addresses have rested", REST_MAX, || {
@@ -121,7 +124,7 @@ fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize, echoes: u32) -> an
             }
             one(cri, targets, number, echoes).with_context(|| format!("sandbox {number}"))?;
             if number % 100 == 99 {
-                println!("{} sandboxes", number + 1);
+                say(&format!("{} sandboxes", number + 1));
             }
         }
     };
@@ -176,6 +179,11 @@ fn timed_puts(folder: &Path, work: impl FnOnce() -> anyhow::Result<()>) -> anyho
         ms(at(99)),
         ms(at(100))
     ))
+}
+
+/// Tells a figure also where the test passes: what is printed is shown of failures only.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Gives worker-a a range in which addresses can rest for as long as they must.

@@ -243,7 +243,7 @@ impl Drop for Containerd<'_> {
     }
 }
 
-fn last<'a, T>(lines: &'a [T]) -> &'a [T] {
+fn last<T>(lines: &[T]) -> &[T] {
     lines
         .get(lines.len().saturating_sub(LOG_LINES_MAX)..)
         .unwrap_or_default()

@@ -83,6 +83,10 @@ pub fn snapshot(stage: &Stage, lab: &Lab, places: &[&Place]) -> anyhow::Result<I
     for place in places {
         add_place(&mut found, place)?;
     }
+    if !places.is_empty() {
+        // Outside of a sandbox, where no place is, others' processes come and go.
+        add_processes(&mut found)?;
+    }
     Ok(found)
 }
 
@@ -183,7 +187,7 @@ fn add_descriptors(found: &mut Inventory, worker: &Worker) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Namespace files of the lab and of runtimes, and how many different namespaces the visible processes are in.
+/// Namespace files of the lab and of runtimes, and what is mounted on them.
 fn add_namespaces(found: &mut Inventory, lab: &str) -> anyhow::Result<()> {
     for entry in fs::read_dir(NETNS)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -202,7 +206,7 @@ fn add_namespaces(found: &mut Inventory, lab: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Mounts, control groups, processes and their namespaces.
+/// Mounts and control groups of a place.
 fn add_place(found: &mut Inventory, place: &Place) -> anyhow::Result<()> {
     for point in place.mounts()? {
         found.add(format!("mount {}", point.display()));
@@ -212,6 +216,11 @@ fn add_place(found: &mut Inventory, place: &Place) -> anyhow::Result<()> {
             found.add(format!("control group {}", group.display()));
         }
     }
+    Ok(())
+}
+
+/// Processes by name, and how many network namespaces they are in.
+fn add_processes(found: &mut Inventory) -> anyhow::Result<()> {
     let mut namespaces = BTreeSet::new();
     for pid in pids()? {
         // A process may end at any moment.

@@ -30,6 +30,8 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 const OUTSIDE_VARIABLE: &str = "FABRIC_SANDBOX_OUTSIDE";
 /// Control group that the sandbox removes: `scripts/sandbox` sets it.
 const CGROUP_VARIABLE: &str = "FABRIC_SANDBOX_CGROUP";
+/// Folder on a disk that the sandbox removes: `scripts/sandbox` sets it.
+const DISK_VARIABLE: &str = "FABRIC_SANDBOX_DISK";
 /// Folder of all places. Sockets below it stay within the 107 bytes that unix(7) grants them.
 const BASE: &str = "/run/rt";
 /// Where the kernel's control groups are.
@@ -222,18 +224,18 @@ pub struct LabsOnDisk {
 }
 
 impl LabsOnDisk {
-    /// Mounts a new folder of `/var/tmp`.
+    /// Mounts a new folder of the sandbox's disk.
     ///
     /// # Errors
     ///
     /// This process is not in a sandbox, a lab is up, or it cannot be mounted.
     pub fn mount() -> anyhow::Result<Self> {
         sandbox_cgroup()?;
+        let disk = env::var_os(DISK_VARIABLE).context(DISK_VARIABLE)?;
         let folder = tempfile::Builder::new()
-            .prefix("fabric-labs-")
             // As the folder of labs must be.
             .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in("/var/tmp")?;
+            .tempdir_in(disk)?;
         fs::create_dir(LABS).context("a lab is up in this sandbox")?;
         mount_bind(folder.path(), LABS)?;
         Ok(Self { _folder: folder })

@@ -8,6 +8,7 @@ pub mod churn;
 pub mod eventually;
 pub mod gotools;
 pub mod impair;
+pub mod installer;
 pub mod load;
 pub mod machine;
 pub mod matrix;

@@ -6,13 +6,9 @@
 //! root may write to. One command at a time works on a folder.
 
 use std::{
-    fmt::Display,
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, MetadataExt as _},
-    },
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
@@ -22,16 +18,13 @@ use rustix::{
     io::Errno,
 };
 
+use super::trust::require_trusted;
+
 /// End of the names under which files are written before they get their own. Runtimes read only names
 /// that end on `conf`, `conflist` or `json`, and execute only the plugins that those name.
 const TEMPORARY: &str = ".fabric-tmp";
 /// Mode of folders that are made.
 const FOLDER_MODE: u32 = 0o755;
-/// Write permission of the group and of others.
-const WRITE_GROUP: u32 = 0o020;
-const WRITE_OTHERS: u32 = 0o002;
-/// Only owners may rename what is in such a folder.
-const STICKY: u32 = 0o1000;
 
 /// Whether anything may be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,63 +331,9 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Refuses a folder whose files others than root may change or exchange: what runtimes find there they
-/// execute as root. `existing` is the part of `path` that is there.
-fn require_trusted(path: &Path, existing: &Path, is_all: bool) -> anyhow::Result<()> {
-    // Links are allowed on the way, so the way is looked at without them.
-    let real = existing
-        .canonicalize()
-        .with_context(|| format!("cannot find {}", existing.display()))?;
-    ensure!(real.is_dir(), "{} is not a folder", existing.display());
-    for place in real.ancestors() {
-        let metadata = fs::symlink_metadata(place)
-            .with_context(|| format!("cannot examine {}", place.display()))?;
-        let (mode, shown) = (metadata.mode(), place.display());
-        let refuse = |what: &dyn Display, cure: &str| {
-            anyhow::anyhow!(
-                "{} is not safe: {shown} {what}, and runtimes execute as root what they find there; \
-                 `{cure} {shown}`, once what is in it has been looked at",
-                path.display()
-            )
-        };
-        if metadata.uid() != 0 {
-            let what = format!("belongs to user {} and not to root", metadata.uid());
-            return Err(refuse(&what, "chown root:root"));
-        }
-        // Who may write to a sticky folder above cannot exchange root's folders in it.
-        if mode & STICKY != 0 && (place != real || !is_all) {
-            continue;
-        }
-        if mode & WRITE_OTHERS != 0 {
-            return Err(refuse(&"is writable by everybody", "chmod go-w"));
-        }
-        if mode & WRITE_GROUP != 0 && metadata.gid() != 0 {
-            let what = format!("is writable by group {}", metadata.gid());
-            return Err(refuse(&what, "chmod g-w"));
-        }
-    }
-    Ok(())
-}
-
-/// Whether `name` can be that of a file in a folder, and is no name of a file that is being written.
-pub(super) fn is_file_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    !bytes.is_empty()
-        && !name.starts_with('.')
-        && bytes.len() <= LIST_NAME_BYTES_MAX
-        && !bytes.contains(&b'/')
-        && !name.chars().any(char::is_control)
-}
-
-/// Longest name of a list (bytes): NAME_MAX of `linux/limits.h` is 255, and there must be room for the
-/// rest of the name under which it is written.
-const LIST_NAME_BYTES_MAX: usize = 200;
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use std::os::unix::fs::{PermissionsExt as _, chown};
 
     use super::*;
 
@@ -457,43 +396,6 @@ mod tests {
         assert!(Folder::open(&absent, Changes::Made).unwrap().is_none());
     }
 
-    /// A folder that others than root may write to, by itself or by one above it, is refused with a
-    /// cure. Needs root, to have folders of others.
-    #[test]
-    fn folders_of_others_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (above, path) = (dir.path().join("above"), dir.path().join("above/folder"));
-        fs::create_dir_all(&path).unwrap();
-        let set = |place: &Path, mode: u32, user: u32, group: u32| {
-            fs::set_permissions(place, fs::Permissions::from_mode(mode)).unwrap();
-            chown(place, Some(user), Some(group)).unwrap();
-        };
-        let refused = |words: &[&str]| {
-            for path in [path.clone(), path.join("not/yet")] {
-                let error = format!("{:#}", Folder::make(&path, Changes::Made).unwrap_err());
-                assert!(words.iter().all(|word| error.contains(word)), "{error}");
-            }
-            assert!(!path.join("not").exists());
-        };
-        for place in [&above, &path] {
-            set(place, 0o757, 0, 0);
-            refused(&["writable by everybody", "chmod go-w"]);
-            set(place, 0o775, 0, 1000);
-            refused(&["writable by group 1000", "chmod g-w"]);
-            set(place, 0o755, 1000, 0);
-            refused(&["belongs to user 1000", "chown root:root"]);
-            set(place, 0o775, 0, 0);
-            drop(folder(&path));
-            set(place, 0o755, 0, 0);
-        }
-        set(&path, 0o1777, 0, 0);
-        let error = Folder::make(&path, Changes::Made).unwrap_err();
-        assert!(error.to_string().contains("writable by everybody"));
-        set(&path, 0o755, 0, 0);
-        set(&above, 0o1777, 0, 0);
-        drop(folder(&path));
-    }
-
     /// Two commands do not work on one folder at the same time.
     #[test]
     fn one_at_a_time() {
@@ -503,16 +405,5 @@ mod tests {
         assert!(error.to_string().contains("another command"), "{error}");
         drop(first);
         drop(folder(dir.path()));
-    }
-
-    /// Names that lead elsewhere or hide are no names of lists.
-    #[test]
-    fn names() {
-        for name in ["10-fabric", "a", "x.y"] {
-            assert!(is_file_name(name), "{name:?}");
-        }
-        for name in ["", ".", "..", ".x", "a/b", "a\n", &"x".repeat(201)] {
-            assert!(!is_file_name(name), "{name:?}");
-        }
     }
 }

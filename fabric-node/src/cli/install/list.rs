@@ -76,19 +76,17 @@ impl Wanted {
     ///
     /// None that a build which passed its tests can have.
     pub(super) fn list(&self) -> anyhow::Result<Vec<u8>> {
-        let mut list: Value = serde_json::from_str(DEFAULT).context("the built-in list")?;
-        let plugin = plugin_of(&mut list).context("the built-in list lacks the plugin")?;
-        let mut is_default = true;
+        let type_key = format!("\"type\": \"{PLUGIN}\"");
+        let mut keys = type_key.clone();
         for (key, path, default) in self.paths() {
             if let Some(path) = path.filter(|path| **path != default) {
-                plugin.insert(key.to_owned(), json!(path));
-                is_default = false;
+                keys.push_str(&format!(",\n      \"{key}\": {}", json!(path)));
             }
         }
-        if is_default {
-            return Ok(DEFAULT.as_bytes().to_vec());
-        }
-        Ok(format!("{}\n", serde_json::to_string_pretty(&list)?).into_bytes())
+        let list = DEFAULT.replacen(&type_key, &keys, 1);
+        // As text, so that people find the file as it is in the documents.
+        serde_json::from_str::<Value>(&list).context("the built-in list")?;
+        Ok(list.into_bytes())
     }
 
     /// What to do about the file that has the list's name; `force`: whatever it is, replace it.
@@ -102,12 +100,11 @@ impl Wanted {
         found: Option<&Entry>,
         force: bool,
     ) -> anyhow::Result<Decision> {
-        let list = self.list()?;
         let shown = file.display();
         let (content, mode, owner) = match found {
-            None => return Ok(Decision::Write(list)),
+            None => return Ok(Decision::Write(self.list()?)),
             Some(Entry::Other) => bail!("{shown} is no file: move it away"),
-            Some(_) if force => return Ok(Decision::Write(list)),
+            Some(_) if force => return Ok(Decision::Write(self.list()?)),
             Some(Entry::Link(_)) => bail!("{shown} is a link: --force replaces it"),
             Some(Entry::File {
                 content,
@@ -122,6 +119,7 @@ impl Wanted {
         );
         let mut there: Value = serde_json::from_slice(content)?;
         let is_safe = owner == 0 && mode & WRITE_NOT_ROOT == 0;
+        let list = self.completed(&mut there, file)?.list()?;
         if there == serde_json::from_slice::<Value>(&list)? {
             return Ok(if is_safe {
                 Decision::Leave
@@ -134,20 +132,32 @@ impl Wanted {
             "{shown} can be changed by others than root, and it differs from what would be written: look \
              at it, then `chown root:root {shown}` and `chmod 0644 {shown}`, or let --force replace it"
         );
-        let plugin = plugin_of(&mut there).context("no plugin")?;
-        for (key, path, default) in self.paths() {
+        Ok(Decision::Keep)
+    }
+
+    /// This, with what was not asked for as it is in the list that is there: an upgrade need not say it
+    /// again.
+    fn completed(&self, there: &mut Value, file: &Path) -> anyhow::Result<Self> {
+        let plugin = plugin_of(there).context("the list lacks the plugin")?;
+        let named = |(key, asked, default): (&str, Option<&PathBuf>, PathBuf)| {
             let named = plugin.get(key).and_then(Value::as_str);
             let named = named.map_or(default, PathBuf::from);
-            if let Some(path) = path.filter(|path| **path != named) {
-                bail!(
-                    "{shown} names {key} {}, and {} is asked for: change it there, or let --force replace \
-                     the list",
+            match asked {
+                Some(asked) if *asked != named => bail!(
+                    "{} names {key} {}, and {} is asked for: change it there, or let --force replace the \
+                     list",
+                    file.display(),
                     named.display(),
-                    path.display()
-                );
+                    asked.display()
+                ),
+                Some(_) | None => Ok(Some(named)),
             }
-        }
-        Ok(Decision::Keep)
+        };
+        let [socket, state_dir] = self.paths();
+        Ok(Self {
+            socket: named(socket)?,
+            state_dir: named(state_dir)?,
+        })
     }
 
     /// The key of each path in the list, with what was asked for and the daemon's default.
@@ -166,6 +176,20 @@ impl Wanted {
         ]
     }
 }
+
+/// Whether a list can have this name: one that is a file's, and that does not hide.
+pub(super) fn is_file_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    !bytes.is_empty()
+        && !name.starts_with('.')
+        && bytes.len() <= LIST_NAME_BYTES_MAX
+        && !bytes.contains(&b'/')
+        && !name.chars().any(char::is_control)
+}
+
+/// Longest name of a list (bytes): NAME_MAX of `linux/limits.h` is 255, and there must be room for the
+/// rest of the name under which it is written.
+const LIST_NAME_BYTES_MAX: usize = 200;
 
 /// What a runtime gives our plugin on stdin when it asks for STATUS with this list.
 ///
@@ -239,6 +263,8 @@ mod tests {
     fn an_operators_list_stays() {
         let plain = wanted(None, None);
         assert_eq!(decide(&plain, &file(DEFAULT)), Ok(Decision::Leave));
+        let other = wanted(Some("/x/s"), None).list().unwrap();
+        assert_eq!(decide(&plain, &file(other)), Ok(Decision::Leave));
         let dense = DEFAULT.replace([' ', '\n'], "");
         assert_eq!(decide(&plain, &file(dense)), Ok(Decision::Leave));
         let chained = DEFAULT.replace(
@@ -302,5 +328,16 @@ mod tests {
             assert!(Wanted::new(Some(Path::new(socket)), None).is_err());
         }
         assert!(Wanted::new(None, Some(Path::new("relative"))).is_err());
+    }
+
+    /// Names that lead elsewhere or hide are no names of lists.
+    #[test]
+    fn names() {
+        for name in ["10-fabric", "a", "x.y"] {
+            assert!(is_file_name(name), "{name:?}");
+        }
+        for name in ["", ".", "..", ".x", "a/b", "a\n", &"x".repeat(201)] {
+            assert!(!is_file_name(name), "{name:?}");
+        }
     }
 }

@@ -15,21 +15,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use self::{
-    folder::{Changes, Folder, is_file_name},
-    list::{Decision, Wanted},
+    folder::{Changes, Folder},
+    list::{Decision, Wanted, is_file_name},
     programs::{PLUGIN_BYTES_MAX, Program},
     report::{Action, Report},
 };
 use super::{
     cni_dir::{self, CONF_DIR, NETWORK_BYTES_MAX, NetworkFile},
-    daemon::{block_on, parse_duration},
+    daemon::parse_duration,
 };
 use crate::{
-    admin::client::{Client, TIMEOUT},
     lab::{command, plugin::PLUGIN},
     terminal::{
         exit::{Failure, NOT_IN_FORCE},
@@ -41,8 +40,13 @@ mod folder;
 mod list;
 mod programs;
 mod report;
+mod trust;
+mod uninstall;
 
-pub use self::programs::Loopback;
+pub use self::{
+    programs::Loopback,
+    uninstall::{UninstallArgs, uninstall},
+};
 
 /// Where runtimes look for plugins unless told otherwise.
 const BIN_DIR: &str = "/opt/cni/bin";
@@ -52,8 +56,6 @@ const LIST_NAME: &str = "10-fabric";
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// How long one answer to STATUS may take; the plugin itself gives up earlier.
 const STATUS_MAX: Duration = Duration::from_secs(5);
-/// Most pods that are named in a refusal (pods).
-const PODS_NAMED_MAX: usize = 3;
 
 const INSTALL_HELP: &str = "\
 Examples:
@@ -69,18 +71,6 @@ Exit codes:
   1    refused or failed; nothing that runtimes read is half written
   3    done, but runtimes read another network's file first
   124  the daemon was not ready in time; the plugin is in place, the list is not";
-
-const UNINSTALL_HELP: &str = "\
-Examples:
-  fabric pods                 none may be left: drain the node first
-  fabric uninstall-cni
-
-Removes the list, then the plugin, and nothing else. Stop the daemon afterwards.
-
-Exit codes:
-  0  done
-  1  refused or failed: pods are attached, another list needs the plugin
-  4  the daemon cannot be reached, so nobody knows whether pods are attached";
 
 /// Where the files are.
 #[derive(Debug, clap::Args)]
@@ -122,18 +112,6 @@ pub struct InstallArgs {
     #[arg(long, default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub wait_duration: Duration,
     /// Replace a list that differs, whoever wrote it.
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// Arguments of `fabric uninstall-cni`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = UNINSTALL_HELP)]
-pub struct UninstallArgs {
-    /// Where the files are.
-    #[command(flatten)]
-    pub places: Places,
-    /// Remove them although pods are attached, or nobody knows whether; runtimes cannot detach those.
     #[arg(long)]
     pub force: bool,
 }
@@ -287,116 +265,4 @@ fn name_those_before(
         report.add_before(file.path.clone());
     }
     Ok(before.len())
-}
-
-/// Runs `fabric uninstall-cni`.
-///
-/// # Errors
-///
-/// Pods are attached or the daemon cannot say, another list needs the plugin, a folder or file is not
-/// safe or not ours. What was done until then is printed.
-pub fn uninstall(args: &UninstallArgs, socket: &Path, output: Output) -> Result<ExitCode, Failure> {
-    let mut report = Report::new(args.places.dry_run);
-    let done = take_away(args, socket, output, &mut report);
-    report.print(output)?;
-    done.map(|()| ExitCode::SUCCESS)
-}
-
-fn take_away(
-    args: &UninstallArgs,
-    socket: &Path,
-    output: Output,
-    report: &mut Report,
-) -> Result<(), Failure> {
-    let (places, name) = (&args.places, args.places.list()?);
-    let bin = Folder::open(&places.bin_dir, places.changes())?;
-    let conf = Folder::open(&places.conf_dir, places.changes())?;
-    let list = places.conf_dir.join(&name);
-    let files = cni_dir::scan(&places.conf_dir).context("cannot read the networks")?;
-    let obstacles = [
-        refuse_foreign(&files, &list),
-        refuse_needed(&files, &list),
-        refuse_attached(socket),
-    ];
-    for obstacle in obstacles.into_iter().filter_map(Result::err) {
-        if args.force {
-            output.say(&format!("warning: {obstacle}"));
-            continue;
-        }
-        if matches!(obstacle, Failure::Daemon(_)) {
-            output.say(
-                "Only the daemon knows whether pods are attached: start it, or say --force if none are.",
-            );
-        }
-        return Err(obstacle);
-    }
-    for folder in [&bin, &conf].into_iter().flatten() {
-        clear(&[folder], report)?;
-    }
-    match &conf {
-        Some(conf) if conf.look(&name, 0)?.is_some() => {
-            conf.remove(&name)?;
-            report.add(list, Action::Removed, "");
-        }
-        Some(_) | None => report.add(list, Action::Absent, ""),
-    }
-    match &bin {
-        Some(bin) => programs::uninstall(bin, report)?,
-        None => report.add(places.bin_dir.join(PLUGIN), Action::Absent, ""),
-    }
-    Ok(())
-}
-
-/// A file that has the list's name and is not ours is another's.
-fn refuse_foreign(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
-    match files.iter().find(|file| file.path == list) {
-        Some(file) if !file.is_ours() => Err(anyhow!(
-            "{file} is not a list of Fabric: give ours with --name, or let --force remove it"
-        )
-        .into()),
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// Lists of other names in which our plugin is need it.
-fn refuse_needed(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
-    match files
-        .iter()
-        .find(|file| file.path != list && file.is_ours())
-    {
-        Some(file) => Err(anyhow!(
-            "{file} needs the plugin, too: remove it first, or let --force leave it without"
-        )
-        .into()),
-        None => Ok(()),
-    }
-}
-
-/// Without list or plugin a runtime cannot detach a pod: it would be stuck.
-fn refuse_attached(socket: &Path) -> Result<(), Failure> {
-    let pods = block_on(async { Ok(Client::new(socket, TIMEOUT).pods().await?) })?;
-    let pods = pods.content.items;
-    if pods.is_empty() {
-        return Ok(());
-    }
-    let named: Vec<&str> = pods
-        .iter()
-        .take(PODS_NAMED_MAX)
-        .map(|pod| match pod.name.as_str() {
-            "" => pod.container_id.as_str(),
-            name => name,
-        })
-        .collect();
-    let more = if pods.len() > named.len() {
-        ", ..."
-    } else {
-        ""
-    };
-    Err(anyhow!(
-        "{} pods are attached ({}{more}), and without the list and the plugin no runtime can detach them: \
-         drain the node first (`fabric pods` lists them), or say --force",
-        pods.len(),
-        named.join(", ")
-    )
-    .into())
 }

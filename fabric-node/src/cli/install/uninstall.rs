@@ -1,0 +1,162 @@
+//! `fabric uninstall-cni`: the list goes first, and only when no pod needs it; the plugin goes last.
+//!
+//! Comes in: the runtime's two folders and the daemon, which knows the pods. Goes out: the same folders
+//! without our files, or the reason why not. Never done here: a folder removed, another package's file
+//! removed.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Context as _, anyhow};
+
+use super::{
+    Places, clear,
+    folder::Folder,
+    programs,
+    report::{Action, Report},
+};
+use crate::{
+    admin::client::{Client, TIMEOUT},
+    cli::{
+        cni_dir::{self, NetworkFile},
+        daemon::block_on,
+    },
+    lab::plugin::PLUGIN,
+    terminal::{exit::Failure, output::Output},
+};
+
+/// Most pods that are named in a refusal (pods).
+const PODS_NAMED_MAX: usize = 3;
+
+const UNINSTALL_HELP: &str = "\
+Examples:
+  fabric pods                 none may be left: drain the node first
+  fabric uninstall-cni
+
+Removes the list, then the plugin, and nothing else. Stop the daemon afterwards.
+
+Exit codes:
+  0  done
+  1  refused or failed: pods are attached, another list needs the plugin
+  4  the daemon cannot be reached, so nobody knows whether pods are attached";
+
+/// Arguments of `fabric uninstall-cni`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = UNINSTALL_HELP)]
+pub struct UninstallArgs {
+    /// Where the files are.
+    #[command(flatten)]
+    pub places: Places,
+    /// Remove them although pods are attached, or nobody knows whether; runtimes cannot detach those.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Runs `fabric uninstall-cni`.
+///
+/// # Errors
+///
+/// Pods are attached or the daemon cannot say, another list needs the plugin, a folder or file is not
+/// safe or not ours. What was done until then is printed.
+pub fn uninstall(args: &UninstallArgs, socket: &Path, output: Output) -> Result<ExitCode, Failure> {
+    let mut report = Report::new(args.places.dry_run);
+    let done = take_away(args, socket, output, &mut report);
+    report.print(output)?;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn take_away(
+    args: &UninstallArgs,
+    socket: &Path,
+    output: Output,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let (places, name) = (&args.places, args.places.list()?);
+    let bin = Folder::open(&places.bin_dir, places.changes())?;
+    let conf = Folder::open(&places.conf_dir, places.changes())?;
+    let list = places.conf_dir.join(&name);
+    let files = cni_dir::scan(&places.conf_dir).context("cannot read the networks")?;
+    let obstacles = [
+        refuse_foreign(&files, &list),
+        refuse_needed(&files, &list),
+        refuse_attached(socket),
+    ];
+    for obstacle in obstacles.into_iter().filter_map(Result::err) {
+        if args.force {
+            output.say(&format!("warning: {obstacle}"));
+            continue;
+        }
+        if matches!(obstacle, Failure::Daemon(_)) {
+            output.say(
+                "Only the daemon knows whether pods are attached: start it, or say --force if none are.",
+            );
+        }
+        return Err(obstacle);
+    }
+    for folder in [&bin, &conf].into_iter().flatten() {
+        clear(&[folder], report)?;
+    }
+    match &conf {
+        Some(conf) if conf.look(&name, 0)?.is_some() => {
+            conf.remove(&name)?;
+            report.add(list, Action::Removed, "");
+        }
+        Some(_) | None => report.add(list, Action::Absent, ""),
+    }
+    match &bin {
+        Some(bin) => programs::uninstall(bin, report)?,
+        None => report.add(places.bin_dir.join(PLUGIN), Action::Absent, ""),
+    }
+    Ok(())
+}
+
+/// A file that has the list's name and is not ours is another's.
+fn refuse_foreign(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
+    match files.iter().find(|file| file.path == list) {
+        Some(file) if !file.is_ours() => Err(anyhow!(
+            "{file} is not a list of Fabric: give ours with --name, or let --force remove it"
+        )
+        .into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Lists of other names in which our plugin is need it.
+fn refuse_needed(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
+    match files
+        .iter()
+        .find(|file| file.path != list && file.is_ours())
+    {
+        Some(file) => Err(anyhow!(
+            "{file} needs the plugin, too: remove it first, or let --force leave it without"
+        )
+        .into()),
+        None => Ok(()),
+    }
+}
+
+/// Without list or plugin a runtime cannot detach a pod: it would be stuck.
+fn refuse_attached(socket: &Path) -> Result<(), Failure> {
+    let pods = block_on(async { Ok(Client::new(socket, TIMEOUT).pods().await?) })?;
+    let pods = pods.content.items;
+    if pods.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<&str> = pods
+        .iter()
+        .take(PODS_NAMED_MAX)
+        .map(|pod| match pod.name.as_str() {
+            "" => pod.container_id.as_str(),
+            name => name,
+        })
+        .collect();
+    let more = match pods.len().saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Err(anyhow!(
+        "pods are attached ({}{more}), and without the list and the plugin no runtime can detach them: \
+         drain the node first (`fabric pods` lists them), or say --force",
+        named.join(", ")
+    )
+    .into())
+}

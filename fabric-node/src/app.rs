@@ -91,15 +91,14 @@ impl Node {
         let last_good = LastGood::new(&config.state_dir);
         let SourceConfig::File { path } = &config.source;
         let desired = last_good.begin_with(file::read_directory(path), SystemTime::now())?;
+        let valid_until = identity.validity().not_after;
         let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
         let wanted = offloads::of_devices(config.dataplane.offloads);
         let host_tun = Arc::new(host::open(wanted)?);
         log_offloads(wanted, &host_tun, &dataplane);
-        let in_force = Arc::new(InForce::new(
-            config.node.clone(),
-            dataplane.clone(),
-            host_tun.clone(),
-        ));
+        let in_force = InForce::new(config.node.clone(), dataplane.clone(), host_tun.clone())
+            .with_certificate_until(valid_until);
+        let in_force = Arc::new(in_force);
         in_force.set_desired(desired.clone())?;
         dataplane.open_port(PortId::HOST, host_tun)?;
         let links = KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?;

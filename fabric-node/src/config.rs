@@ -38,7 +38,7 @@
 //!
 //! [cni]
 //! socket = "/run/fabric/cni.sock"
-//! netns_roots = ["/run/user/1000/netns"]
+//! netns_roots = [] # for instance ["/run/user/1000/netns"]
 //!
 //! [admin]
 //! socket = "/run/fabric/admin.sock"

@@ -143,6 +143,23 @@ fn the_host_device_is_mended() {
     });
 }
 
+/// A node whose certificate has expired is not ready for pods and says since when; until the last
+/// second of it the node is in order.
+#[test]
+fn an_expired_certificate_is_a_problem() {
+    in_a_namespace(|| {
+        let now = pki::validity::unix_now();
+        let node = start().with_certificate_until(now + 3_600);
+        node.set_desired(cluster(&["b"])).unwrap();
+        assert_eq!((node.ready(), node.problems().len()), (Ok(()), 0));
+        let node = node.with_certificate_until(now - 1);
+        let reason = node.ready().unwrap_err();
+        assert!(reason.contains("certificate expired at 2"), "{reason}");
+        assert_eq!(node.problems(), [reason]);
+        node.dataplane().shut_down();
+    });
+}
+
 /// A state that contradicts itself changes nothing, is named as a problem until a good one comes,
 /// and keeps no pod from its network.
 #[test]

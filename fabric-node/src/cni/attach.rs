@@ -29,7 +29,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use fabric_core::ids::PortId;
@@ -130,6 +130,8 @@ pub struct Attacher<L: Links = KernelLinks> {
     keys: Arc<KeyTable>,
     ipam: Mutex<Ipam>,
     entries: Mutex<HashMap<AttachmentKey, Entry>>,
+    /// An entry has changed.
+    entries_changed: Condvar,
     /// Records of released addresses, kept until they have rested.
     resting: Mutex<Vec<Record>>,
     /// Pods that no record knows.
@@ -183,6 +185,7 @@ impl<L: Links> Attacher<L> {
             keys: Arc::default(),
             ipam: Mutex::new(ipam),
             entries: Mutex::new(entries),
+            entries_changed: Condvar::new(),
             resting: Mutex::new(resting),
             strays: Mutex::default(),
             add_times: Arc::default(),
@@ -306,6 +309,7 @@ impl<L: Links> Attacher<L> {
         if let Some(entry) = lock(&self.entries).get_mut(key) {
             change(entry);
         }
+        self.entries_changed.notify_all();
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 use crate::sys::{
     netlink::{self, Link, LinkSettings, Netlink, NetlinkError, RouteSpec},
     netns::{Netns, NetnsError, NetnsId},
-    tun::{Tun, TunError, TunOffloads, TunOwner},
+    tun::{self, Tun, TunError, TunOffloads, TunOwner},
 };
 
 /// What the kernel keeps for the daemon while it is busy with other pods (packets); the driver's
@@ -86,6 +86,13 @@ pub trait Links: Send + Sync + 'static {
     /// Whether the namespace `id` is at `path`, without opening it: for looks that are taken all the
     /// time. `false` proves nothing; [`Links::open`] tells more.
     fn is_at(&self, path: &Path, id: NetnsId) -> bool;
+
+    /// Whether interfaces can be made at all; makes none.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError::Failed`].
+    fn ready(&self) -> Result<(), LinkError>;
 
     /// Whether a runtime may name this path as a pod's namespace.
     ///
@@ -230,6 +237,10 @@ impl Links for KernelLinks {
 
     fn own(&self) -> Result<NetnsId, LinkError> {
         Ok(Netns::current()?.identity())
+    }
+
+    fn ready(&self) -> Result<(), LinkError> {
+        Ok(tun::probe()?)
     }
 
     fn admit(&self, path: &Path) -> Result<(), LinkError> {

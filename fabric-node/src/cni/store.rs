@@ -31,6 +31,9 @@ use super::clock::Moment;
 use crate::sys::netns::NetnsId;
 use file::{FileName, Name};
 
+/// What a probe writes (bytes): more than most records have, and a block of most file systems.
+const PROBE_BYTES: usize = 4_096;
+
 /// Folder beneath the state directory.
 pub const ATTACHMENTS_DIR: &str = "attachments";
 
@@ -206,12 +209,31 @@ impl Store {
         .map_err(at("remove", &path))
     }
 
+    /// Whether a record could be written now: writes one's worth of bytes and removes them.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Io`].
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let name = format!("probe-{}{}", self.new_id(), file::UNFINISHED_SUFFIX);
+        let path = self.folder.join(name);
+        // Not synced: a file system that has promised room for the bytes keeps its word.
+        let written = write(&path, &[0; PROBE_BYTES]);
+        let removed = fs::remove_file(&path);
+        written.map_err(at("write in", &self.folder))?;
+        removed.map_err(at("remove a file in", &self.folder))
+    }
+
     fn sync(&self) -> io::Result<()> {
         File::open(&self.folder)?.sync_all()
     }
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write(path, bytes)?.sync_all()
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -219,7 +241,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    Ok(file)
 }
 
 fn lock(folder: &Path) -> Result<OwnedFd, StoreError> {

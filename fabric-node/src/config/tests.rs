@@ -123,6 +123,10 @@ fn faults_are_located() {
             "fabric.toml:3:8: source.kind: unknown variant `etcd`, expected `file`",
         ),
         (
+            "node = \"a\"\n[cni]\nnetns_roots = [\"/ok\", \"pods\"]\n",
+            "fabric.toml:3:15: cni.netns_roots: pods is relative: use an absolute path",
+        ),
+        (
             "node = \"a\"\n[cni]\nsocket = 3\n",
             "fabric.toml:3:10: cni.socket: invalid type: integer `3`, expected path string",
         ),

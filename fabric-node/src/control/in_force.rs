@@ -30,6 +30,7 @@ use crate::{
     cni::attach::{Attachment, Fabric},
     dataplane::{Dataplane, published::Published},
     node_id::NodeId,
+    pki::validity::{Rfc3339, unix_now},
     sys::tun::Tun,
     tunnel::membership::{Peer, PeerShared},
 };
@@ -42,6 +43,8 @@ pub struct InForce {
     attached: DashMap<AttachmentKey, Attached>,
     state: Mutex<State>,
     started: Instant,
+    /// Last second in which this node's certificate is valid (since 1970), if there is one.
+    certificate_end: Option<i64>,
 }
 
 /// One attached pod.
@@ -86,6 +89,17 @@ impl InForce {
                 host_problem: None,
             }),
             started: Instant::now(),
+            certificate_end: None,
+        }
+    }
+
+    /// Counts the node as not in order beyond the last valid second of its certificate (since 1970):
+    /// peers refuse new connections from then on.
+    #[must_use]
+    pub fn with_certificate_until(self, not_after: i64) -> Self {
+        Self {
+            certificate_end: Some(not_after),
+            ..self
         }
     }
 
@@ -335,7 +349,11 @@ impl InForce {
         } else if !self.dataplane.is_running() {
             Some("a data-plane worker has ended: restart fabric-node".to_owned())
         } else {
-            None
+            let end = self.certificate_end.filter(|end| unix_now() > *end)?;
+            Some(format!(
+                "this node's certificate expired at {}: peers accept no new connection; issue it anew (`fabric pki issue`) and restart fabric-node",
+                Rfc3339(end)
+            ))
         }
     }
 

@@ -353,6 +353,22 @@ impl AsFd for Tun {
     }
 }
 
+/// Whether a device could be opened: looks at the driver and makes none.
+///
+/// # Errors
+///
+/// [`TunError`] as [`Tun::open`] would give it.
+pub fn probe() -> Result<(), TunError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    match rustix::fs::open(DRIVER, flags, rustix::fs::Mode::empty()) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(refusal(DRIVER, errno.into())),
+    }
+}
+
+/// The driver's file (tun(4)).
+const DRIVER: &str = "/dev/net/tun";
+
 /// The kernel replaces `%d` with the first free number.
 const NEW_DEVICE_PATTERN: &str = "fabricnew%d";
 

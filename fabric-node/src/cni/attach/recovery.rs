@@ -276,7 +276,12 @@ impl<L: Links> Attacher<L> {
         let gone = !self.links.is_at(netns, (*netns_id).into())
             && matches!(self.namespace_of(&entry.record, now), Where::Gone);
         if gone && entry.seen_gone {
-            match self.free_if_gone(key) {
+            let claim = self.keys.claim(key.clone());
+            // Whoever is busy with the attachment knows better what becomes of it.
+            let Some(turn) = claim.try_turn() else {
+                return;
+            };
+            match self.free_if_gone(&turn) {
                 Ok(freed) => report.released += usize::from(freed),
                 Err(error) => {
                     warn!(container = key.container_id, %error, "cannot free an attachment");

@@ -1,15 +1,24 @@
 //! DEL, CHECK, GC and STATUS.
 
-use std::{collections::HashSet, net::IpAddr, path::Path};
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    path::Path,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use fabric_proto::cni::AttachmentKey;
 use tracing::info;
 
-use super::{AttachError, Attacher, Entry, Where, lock};
+use super::{AttachError, Attacher, Entry, Turn, Where, lock};
 use crate::cni::{
     links::{InterfaceState, Links},
     store::State,
 };
+
+/// How long CHECK waits for a pod that the start has not come to.
+const TAKEN_UP_WAIT: Duration = Duration::from_secs(2);
 
 impl<L: Links> Attacher<L> {
     /// Detaches a pod: with or without a record, a namespace, an interface, and any number of times.
@@ -46,17 +55,25 @@ impl<L: Links> Attacher<L> {
         netns: &Path,
         addresses: &[IpAddr],
     ) -> Result<(), AttachError> {
+        // Without the turn, which taking up needs.
+        self.wait_until_taken_up(key);
         let claim = self.keys.claim(key.clone());
         let _turn = claim.turn();
         let differs = |what: String| Err(AttachError::Differs(what));
         let Some(Entry {
-            record, published, ..
+            record,
+            published,
+            trouble,
+            ..
         }) = self.entry(key)
         else {
             return differs("the daemon has no such attachment".into());
         };
         if !published {
-            return differs("the data plane does not have the attachment".into());
+            let reason = trouble.unwrap_or_else(|| "it has not been taken up yet".into());
+            return differs(format!(
+                "the data plane does not have the attachment: {reason}"
+            ));
         }
         let opened = self
             .links
@@ -84,6 +101,28 @@ impl<L: Links> Attacher<L> {
         }
     }
 
+    /// After a start, pods are taken up one after the other: one whose turn has not come is no
+    /// difference. One that cannot be taken up is not waited for.
+    fn wait_until_taken_up(&self, key: &AttachmentKey) {
+        let deadline = Instant::now() + TAKEN_UP_WAIT;
+        let mut entries = lock(&self.entries);
+        loop {
+            let waits = entries.get(key).is_some_and(|entry| {
+                let attached = matches!(entry.record.state, State::Attached { .. });
+                attached && !entry.published && entry.trouble.is_none()
+            });
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !waits || left.is_zero() {
+                return;
+            }
+            entries = self
+                .entries_changed
+                .wait_timeout(entries, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
     /// Frees the attachments of `network` that are not in `valid` and whose namespace has gone.
     /// Namespaces that still exist keep their attachment whatever the list says: a runtime that
     /// shares the configuration with another knows only its own containers.
@@ -100,7 +139,9 @@ impl<L: Links> Attacher<L> {
             .collect();
         let (mut freed, mut failures) = (0, Vec::new());
         for key in candidates {
-            match self.free_if_gone(&key) {
+            // An ADD that has sent its result may still be noting that.
+            let claim = self.keys.claim(key.clone());
+            match self.free_if_gone(&claim.turn()) {
                 Ok(true) => freed += 1,
                 Ok(false) => {}
                 Err(error) => failures.push(format!("{}: {error}", key.container_id)),
@@ -113,7 +154,8 @@ impl<L: Links> Attacher<L> {
         }
     }
 
-    /// Whether an ADD could succeed. Waits for no other request.
+    /// Whether an ADD could succeed: the node is in order, devices can be made, records written, and
+    /// addresses are free. Waits for no other request.
     ///
     /// # Errors
     ///
@@ -128,23 +170,27 @@ impl<L: Links> Attacher<L> {
                 pods_affected,
             });
         }
+        // What follows keeps new pods out and does those that are attached no harm.
+        let not_ready = |reason: String| AttachError::NotReady {
+            reason,
+            pods_affected: false,
+        };
+        self.links
+            .ready()
+            .map_err(|error| not_ready(error.to_string()))?;
+        self.store
+            .probe()
+            .map_err(|error| not_ready(error.to_string()))?;
         let now = (self.clock)()?;
         let (ranges, gateways) = (self.fabric.pod_cidrs(), self.fabric.gateways());
         let mut ipam = lock(&self.ipam);
         ipam.set_ranges(&ranges, &gateways);
         ipam.check_free(now.uptime_s)
-            .map_err(|error| AttachError::NotReady {
-                reason: error.to_string(),
-                pods_affected: false,
-            })
+            .map_err(|error| not_ready(error.to_string()))
     }
 
-    pub(super) fn free_if_gone(&self, key: &AttachmentKey) -> Result<bool, AttachError> {
-        let claim = self.keys.claim(key.clone());
-        // Whoever is busy with the attachment knows better what becomes of it.
-        let Some(turn) = claim.try_turn() else {
-            return Ok(false);
-        };
+    pub(super) fn free_if_gone(&self, turn: &Turn<'_>) -> Result<bool, AttachError> {
+        let key = turn.key();
         let Some(entry) = self.entry(key) else {
             return Ok(false);
         };
@@ -153,7 +199,7 @@ impl<L: Links> Attacher<L> {
             Where::Gone
         );
         if gone {
-            self.detach(&turn)?;
+            self.detach(turn)?;
             info!(
                 container = key.container_id,
                 netns = %entry.record.netns.display(),

@@ -6,7 +6,9 @@
 
 pub(in crate::cni) mod fake;
 mod kernel;
+mod paths;
 mod pending;
+mod requests;
 mod strays;
 mod vandals;
 
@@ -245,19 +247,6 @@ fn exhaustion() {
     add(&attacher, "new", POD).unwrap();
 }
 
-/// STATUS tells whether pods may feel that the daemon is not ready.
-#[test]
-fn status() {
-    let (state, world) = start();
-    let attacher = world.attacher(state.path());
-    attacher.status().unwrap();
-    world.0.refuse(Some("ready"));
-    let code_of = |error| Failure::from(error).code;
-    assert_eq!(code_of(attacher.status().unwrap_err()), code::NOT_AVAILABLE);
-    add(&attacher, "c1", POD).unwrap();
-    assert_eq!(code_of(attacher.status().unwrap_err()), code::LIMITED);
-}
-
 /// A DEL that arrives at any step of its ADD wins: the ADD fails and nothing is left.
 #[test]
 fn del_wins_over_add() {
@@ -461,48 +450,6 @@ fn reboot() {
     let report = Arc::new(attacher).restore();
     assert_eq!((report.restored, report.released), (0, 1));
     assert_eq!(world.attached(), 0);
-}
-
-/// CHECK notices each way in which an interface can differ, and tolerates additions.
-#[test]
-fn check_compares() {
-    let (state, world) = start();
-    let attacher = world.attacher(state.path());
-    let attached = add_answered(&attacher, "c1", POD);
-    let check = || attacher.check(&key("c1"), Path::new(POD), &attached.addresses);
-    type Damage = fn(&mut crate::cni::links::InterfaceState);
-    let cases: [(&str, Damage); 4] = [
-        ("is down", |state| state.up = false),
-        ("lacks the address", |state| state.addresses.truncate(1)),
-        ("route of IPv4", |state| state.default_v4 = false),
-        ("route of IPv6", |state| state.default_v6 = false),
-    ];
-    for (words, break_it) in cases {
-        let whole = lock(&world.0.interfaces).clone();
-        lock(&world.0.interfaces).values_mut().for_each(break_it);
-        let failure = Failure::from(check().unwrap_err());
-        assert_eq!(failure.code, code::CHECK_FAILED);
-        assert!(failure.msg.contains(words), "{failure:?}");
-        *lock(&world.0.interfaces) = whole;
-    }
-    let more: Vec<_> = attached
-        .addresses
-        .iter()
-        .copied()
-        .chain(["10.9.9.9".parse().unwrap()])
-        .collect();
-    attacher.check(&key("c1"), Path::new(POD), &more).unwrap();
-    attacher
-        .check(&key("c1"), Path::new(POD), &attached.addresses[1..])
-        .unwrap_err();
-    attacher
-        .check(&key("c1"), Path::new(OTHER), &attached.addresses)
-        .unwrap_err();
-    attacher
-        .check(&key("c2"), Path::new(POD), &attached.addresses)
-        .unwrap_err();
-    lock(&world.0.interfaces).clear();
-    check().unwrap_err();
 }
 
 /// GC frees what is neither listed nor alive, in its own network only.

@@ -105,6 +105,13 @@ impl Links for Hand {
         !self.0.refuses("open") && lock(&self.0.namespaces).get(path) == Some(&id)
     }
 
+    fn ready(&self) -> Result<(), LinkError> {
+        if self.0.refuses("devices") {
+            return Err(LinkError::Failed("/dev/net/tun is missing".into()));
+        }
+        Ok(())
+    }
+
     fn admit(&self, _: &Path) -> Result<(), LinkError> {
         Ok(())
     }

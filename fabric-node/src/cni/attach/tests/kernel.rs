@@ -196,7 +196,7 @@ fn killed_at_any_step() {
     }
 }
 
-/// Attaching keeps nothing open that would keep the pod's namespace alive.
+/// Attaching keeps no descriptor of the pod's namespace, and DEL succeeds when its name has gone.
 #[test]
 fn namespaces_are_not_pinned() {
     let (state, pods) = (tempfile::tempdir().unwrap(), Pods::new());

@@ -127,6 +127,8 @@ impl<'p> Podman<'p> {
             .arg("--tmpdir")
             .arg(folder.join("libpod"))
             .args(["--storage-driver", "overlay"])
+            // Otherwise it mounts its folder on itself, and takes that away or not when a command ends.
+            .args(["--storage-opt", "overlay.skip_mount_home=true"])
             .args(words);
         self.place.run(podman, COMMAND_MAX)
     }

@@ -3,7 +3,7 @@
 //! `FABRIC_CHURN_CONTAINERS` says how many come and go. From [`LONG`] on the time of an ADD is judged too:
 //!
 //! ```console
-//! # FABRIC_CHURN_CONTAINERS=100 scripts/sandbox cargo test -p fabric-tests --test runtime_podman come_and_go -- --nocapture
+//! # FABRIC_CHURN_CONTAINERS=100 scripts/sandbox cargo test -p fabric-tests --test runtime_podman -- --nocapture
 //! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 

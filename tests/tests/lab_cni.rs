@@ -2,7 +2,10 @@
 //! nothing is left behind or handed out twice.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use fabric_node::{
@@ -14,7 +17,7 @@ use fabric_tests::{
     account::check_conserved,
     eventually::eventually,
     operator::pods,
-    plugin::{Container, addresses, call},
+    plugin::{Container, addresses, call, call_under},
     probe::Probe,
     sources,
     stage::Stage,
@@ -129,6 +132,58 @@ fn add_twice_check_and_unknown_del() -> anyhow::Result<()> {
         .failed(code(code::INVALID_NETNS), &["/run/netns/fabric-nowhere"])?;
     println!("{told}");
     Ok(())
+}
+
+/// A second interface of a container has addresses of its own and leaves the first one's default routes
+/// alone, also when it goes; alone in the container it has the default routes itself.
+#[test]
+fn a_second_interface() -> anyhow::Result<()> {
+    let stage = Stage::enter()?;
+    let lab = stage.lab("second", 1, 0)?;
+    let worker = lab.state().worker("worker-a")?;
+    let pod = Container::make(&lab, worker, 1)?;
+    let second = ["env".to_owned(), "CNI_IFNAME=net1".to_owned()];
+    let of_second = |verb: &str, more: Value| -> anyhow::Result<Value> {
+        call_under(&second, &stage, worker, verb, Some(&pod), more)?.done()
+    };
+    let first = pod.call(&stage, worker, "ADD")?.done()?;
+    let other = of_second("ADD", json!({}))?;
+    assert!(
+        addresses(&first)
+            .iter()
+            .all(|address| !addresses(&other).contains(address)),
+        "{first} {other}"
+    );
+    assert_eq!(default_routes_in_force(&pod)?, ["eth0", "eth0"]);
+    pod.check(&stage, worker, &first)?.done()?;
+    of_second("CHECK", json!({ "prevResult": other }))?;
+
+    of_second("DEL", json!({}))?;
+    assert_eq!(default_routes_in_force(&pod)?, ["eth0", "eth0"]);
+    pod.check(&stage, worker, &first)?.done()?;
+    of_second("ADD", json!({}))?;
+    assert_eq!(pod.call(&stage, worker, "DEL")?.done()?, Value::Null);
+    assert_eq!(default_routes_in_force(&pod)?, ["net1", "net1"]);
+    of_second("DEL", json!({}))?;
+    assert_eq!(pods(&stage, worker)?.items, []);
+    Ok(())
+}
+
+/// The interfaces by which a packet to the outside leaves, IPv4 first, as the kernel says.
+fn default_routes_in_force(pod: &Container) -> anyhow::Result<Vec<String>> {
+    ["198.51.100.1", "2001:db8::1"]
+        .iter()
+        .map(|destination| {
+            let answer = Command::new("nsenter")
+                .arg(format!("--net={}", pod.netns.display()))
+                .args(["ip", "-json", "route", "get", destination])
+                .output()?;
+            let routes: Value = serde_json::from_slice(&answer.stdout)
+                .with_context(|| String::from_utf8_lossy(&answer.stderr).into_owned())?;
+            let device = routes[0]["dev"].as_str();
+            Ok(device.context("no interface in the answer")?.to_owned())
+        })
+        .collect()
 }
 
 /// Runtimes that speak an older CNI version get results in that version from ADD, their CHECK

@@ -30,6 +30,9 @@ use crate::sys::{
 /// What the kernel keeps for the daemon while it is busy with other pods (packets); the driver's
 /// default of 500 is little when each may be a single segment.
 const TX_QUEUE_PACKETS: u32 = 1_000;
+/// Metric of a default route where another interface has one, the interface's index not counted: more than
+/// the 1,024 of the kernel's own (`IP6_RT_PRIO_USER` of `linux/ipv6_route.h`).
+const SECOND_DEFAULT_METRIC: u32 = 2_000;
 
 /// Why the pod's interface is not as it should be.
 #[derive(Debug, Error)]
@@ -361,13 +364,15 @@ fn configure(plan: &InterfacePlan) -> Result<(), LinkError> {
     };
     netlink.configure_link(link.index, up)?;
     for address in &plan.addresses {
-        netlink.replace_route(&RouteSpec {
+        let route = RouteSpec {
             destination: default_of(*address),
             index: link.index,
             source: None,
             gateway: None,
             mtu: None,
-        })?;
+        };
+        // A second interface of a pod must not take the first one's way out.
+        netlink.add_route_behind(&route, SECOND_DEFAULT_METRIC + link.index)?;
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! The record of attachments and released addresses, which survives crashes of daemon and machine.
 //!
-//! One file per attachment, replaced whole: written beside its place, synced, renamed, the folder
-//! synced. So a file is either the old or the new version, and what [`Store::put`] has returned
-//! from is on the disk. A file's name carries the addresses, so that a file whose content is damaged
-//! still says which addresses must not be handed out.
+//! One file per attachment, replaced whole: written beside its place and renamed. So for whoever comes
+//! after a crash of the daemon a file is either the old or the new version. A file's name carries the
+//! addresses and the boot, and [`Store::put_new`] returns only when it is on the disk. Later versions
+//! are left to the kernel to write: a crash of the machine ends all pods, after which every version, also a
+//! damaged one, says the same, namely which addresses must rest.
 //!
 //! Never done here: deciding what a record means.
 
@@ -62,7 +63,7 @@ pub enum StoreError {
     },
 }
 
-/// How far an attachment has come. A state is on the disk before the next step begins.
+/// How far an attachment has come. A state is on record before the next step begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "camelCase")]
 pub enum State {
@@ -172,13 +173,35 @@ impl Store {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Writes a record, in place of an earlier version of it; on return it is on the disk. The
-    /// addresses of a record never change.
+    /// Writes the first version of a record; on return it is on the disk.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Io`]; the earlier version, if any, stands then.
+    /// [`StoreError::Io`]; there is no record then.
+    pub fn put_new(&self, record: &Record) -> Result<(), StoreError> {
+        self.write(record, File::sync_all)?;
+        self.sync().map_err(|source| {
+            let path = self.folder.join(FileName::of(record).to_string());
+            let _ = fs::remove_file(&path);
+            at("write", &path)(source)
+        })
+    }
+
+    /// Writes a later version of a record, in place of the earlier one; on return it survives the
+    /// daemon. The addresses of a record never change.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Io`]; the earlier version stands then.
     pub fn put(&self, record: &Record) -> Result<(), StoreError> {
+        self.write(record, |_| Ok(()))
+    }
+
+    fn write(
+        &self,
+        record: &Record,
+        settle: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         let name = FileName::of(record).to_string();
         let path = self.folder.join(&name);
         let unfinished = self
@@ -186,16 +209,17 @@ impl Store {
             .join(format!("{name}{}", file::UNFINISHED_SUFFIX));
         file::encode(record)
             .map_err(io::Error::from)
-            .and_then(|bytes| write_synced(&unfinished, &bytes))
+            .and_then(|bytes| write(&unfinished, &bytes))
+            .and_then(|file| settle(&file))
             .and_then(|()| fs::rename(&unfinished, &path))
-            .and_then(|()| self.sync())
             .map_err(|source| {
                 let _ = fs::remove_file(&unfinished);
                 at("write", &path)(source)
             })
     }
 
-    /// Removes a record; on return it is gone from the disk. One that is not there is no error.
+    /// Removes a record. One that is not there is no error. If the machine crashes, it may be back: its
+    /// addresses then rest once more.
     ///
     /// # Errors
     ///
@@ -203,10 +227,11 @@ impl Store {
     pub fn remove(&self, record: &Record) -> Result<(), StoreError> {
         let path = self.folder.join(FileName::of(record).to_string());
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => self.sync(),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(at("remove", &path)(error))
+            }
+            _ => Ok(()),
         }
-        .map_err(at("remove", &path))
     }
 
     /// Whether a record could be written now: writes one's worth of bytes and removes them.
@@ -227,10 +252,6 @@ impl Store {
     fn sync(&self) -> io::Result<()> {
         File::open(&self.folder)?.sync_all()
     }
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write(path, bytes)?.sync_all()
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<File> {

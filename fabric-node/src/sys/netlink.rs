@@ -337,6 +337,32 @@ impl Netlink {
             .map_err(|error| refusal(format!("set {}", message::describe(route)), error))
     }
 
+    /// Adds a route, and leaves one of another interface to the same destination in force: the new one
+    /// then gets `metric` and serves when the other has gone. A route that is there already is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError`].
+    pub fn add_route_behind(&self, route: &RouteSpec, metric: u32) -> Result<(), NetlinkError> {
+        match self.add_route(message::route(route), route) {
+            Err(NetlinkError::Exists { .. }) => {}
+            done => return done,
+        }
+        if self.routes(route.index)?.contains(route) {
+            return Ok(());
+        }
+        match self.add_route(message::route_with_metric(route, metric), route) {
+            Err(NetlinkError::Exists { .. }) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn add_route(&self, message: RouteMessage, route: &RouteSpec) -> Result<(), NetlinkError> {
+        self.runtime
+            .block_on(self.handle.route().add(message).execute())
+            .map_err(|error| refusal(format!("add {}", message::describe(route)), error))
+    }
+
     /// Removes a route; its MTU is not compared.
     ///
     /// # Errors

@@ -186,7 +186,7 @@ impl<L: Links> Attacher<L> {
             attached_at: now,
             state: State::Planned,
         };
-        if let Err(error) = self.store.put(&record) {
+        if let Err(error) = self.store.put_new(&record) {
             self.give_back(&record);
             return Err(error.into());
         }

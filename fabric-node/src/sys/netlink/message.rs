@@ -140,6 +140,13 @@ pub(super) fn route(spec: &RouteSpec) -> RouteMessage {
     message
 }
 
+/// The higher the metric, the later a route's turn.
+pub(super) fn route_with_metric(spec: &RouteSpec, metric: u32) -> RouteMessage {
+    let mut message = route(spec);
+    message.attributes.push(RouteAttribute::Priority(metric));
+    message
+}
+
 pub(super) fn route_to_delete(spec: &RouteSpec) -> RouteMessage {
     let mut message = base(spec);
     // Both match any.

@@ -2,16 +2,17 @@
 //!
 //! One file per attachment, replaced whole: written beside its place and renamed. So for whoever comes
 //! after a crash of the daemon a file is either the old or the new version. A file's name carries the
-//! addresses and the boot, and [`Store::put_new`] returns only when it is on the disk. Later versions
-//! are left to the kernel to write: a crash of the machine ends all pods, after which every version, also a
-//! damaged one, says the same, namely which addresses must rest.
+//! addresses and the boot, and [`Store::put_new`] returns only when that name is on the disk. The rest is
+//! left to the kernel to write: a crash of the machine ends all pods, after which every version of a file,
+//! also an empty one, says the same, namely which addresses must rest.
 //!
 //! Never done here: deciding what a record means.
 
 mod file;
+mod sync;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, Write as _},
     net::IpAddr,
     os::{
@@ -31,6 +32,7 @@ use tracing::warn;
 use super::clock::Moment;
 use crate::sys::netns::NetnsId;
 use file::{FileName, Name};
+use sync::FolderSync;
 
 /// What a probe writes (bytes): more than most records have, and a block of most file systems.
 const PROBE_BYTES: usize = 4_096;
@@ -138,6 +140,7 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
+    sync: FolderSync,
     next_id: AtomicU64,
     /// Holds the lock for as long as it is open.
     _lock: OwnedFd,
@@ -160,6 +163,7 @@ impl Store {
         let lock = lock(&folder)?;
         let (loaded, next_id) = load(&folder, now)?;
         let store = Self {
+            sync: FolderSync::new(&folder).map_err(at("open", &folder))?,
             folder,
             next_id: AtomicU64::new(next_id),
             _lock: lock,
@@ -173,14 +177,14 @@ impl Store {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Writes the first version of a record; on return it is on the disk.
+    /// Writes the first version of a record; on return its name is on the disk.
     ///
     /// # Errors
     ///
     /// [`StoreError::Io`]; there is no record then.
     pub fn put_new(&self, record: &Record) -> Result<(), StoreError> {
-        self.write(record, File::sync_all)?;
-        self.sync().map_err(|source| {
+        self.put(record)?;
+        self.sync.sync().map_err(|source| {
             let path = self.folder.join(FileName::of(record).to_string());
             let _ = fs::remove_file(&path);
             at("write", &path)(source)
@@ -194,14 +198,6 @@ impl Store {
     ///
     /// [`StoreError::Io`]; the earlier version stands then.
     pub fn put(&self, record: &Record) -> Result<(), StoreError> {
-        self.write(record, |_| Ok(()))
-    }
-
-    fn write(
-        &self,
-        record: &Record,
-        settle: impl FnOnce(&File) -> io::Result<()>,
-    ) -> Result<(), StoreError> {
         let name = FileName::of(record).to_string();
         let path = self.folder.join(&name);
         let unfinished = self
@@ -210,7 +206,6 @@ impl Store {
         file::encode(record)
             .map_err(io::Error::from)
             .and_then(|bytes| write(&unfinished, &bytes))
-            .and_then(|file| settle(&file))
             .and_then(|()| fs::rename(&unfinished, &path))
             .map_err(|source| {
                 let _ = fs::remove_file(&unfinished);
@@ -248,21 +243,16 @@ impl Store {
         written.map_err(at("write in", &self.folder))?;
         removed.map_err(at("remove a file in", &self.folder))
     }
-
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.folder)?.sync_all()
-    }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<File> {
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(path)?;
-    file.write_all(bytes)?;
-    Ok(file)
+    file.write_all(bytes)
 }
 
 fn lock(folder: &Path) -> Result<OwnedFd, StoreError> {

@@ -25,6 +25,7 @@ use crate::eventually::eventually;
 
 /// Its name, and that of its tool.
 const CONTAINERD: &str = "containerd";
+const SETSID: &str = "setsid";
 const CTR: &str = "ctr";
 /// How long it may take to answer after its start.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -160,8 +161,9 @@ impl<'p> Containerd<'p> {
             .create(true)
             .append(true)
             .open(self.log_file())?;
-        let mut program = Command::new(found(CONTAINERD)?);
+        let mut program = Command::new(found(SETSID)?);
         program
+            .arg(found(CONTAINERD)?)
             .arg("--config")
             .arg(self.place.folder().join("config.toml"))
             // Where it looks for runc and its shim.

@@ -157,7 +157,7 @@ impl Place {
     ///
     /// It cannot be started.
     pub fn spawn(&self, mut program: Command) -> anyhow::Result<Child> {
-        program.process_group(0).current_dir("/");
+        program.current_dir("/");
         inside(&self.netns, move || {
             let name = program.get_program().to_string_lossy().into_owned();
             program

@@ -136,9 +136,12 @@ soak: build ## 20 GB over a bad cable, then ten minutes of full load: half an ho
 	$(CARGO) build $(LOCKED) --workspace --bin soak --bin impair
 	$(TARGET_DIR)/debug/soak $(SOAK_ARGS)
 
-churn: build ## 10,000 ADDs and DELs while daemon and plugin are killed: five minutes; needs root
+churn: build ## 10,000 ADDs and DELs while daemon and plugin are killed, 1,000 CRI sandboxes, 100 of podman: half an hour; needs root
 	$(CARGO) build $(LOCKED) --workspace --bin churn
 	$(TARGET_DIR)/debug/churn $(CHURN_ARGS)
+	$(TEST_RUNTIMES) --no-run
+	FABRIC_CHURN_SANDBOXES=1000 $(SANDBOX) $(CARGO) test $(LOCKED) --workspace --test runtime_cri_churn -- --nocapture
+	FABRIC_CHURN_CONTAINERS=100 $(SANDBOX) $(CARGO) test $(LOCKED) --workspace --test runtime_podman $(ONE_AT_A_TIME) --nocapture
 
 bench-flame: build ## Flame graphs of both ends of a TCP stream; needs root and perf
 	$(CARGO) build $(LOCKED) --workspace --bin bench-flame

@@ -92,7 +92,7 @@ fn sandboxes_come_and_go() -> anyhow::Result<()> {
         began.elapsed().as_secs()
     ));
     say(&format!(
-        "meanwhile a synced file on the same disk took {puts}; an ADD writes three"
+        "meanwhile a synced file on the same disk took {puts}; an ADD waits for one sync"
     ));
     let gone = leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
     say(&format!("nothing is left after {} ms", gone.as_millis()));

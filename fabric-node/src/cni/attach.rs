@@ -21,6 +21,7 @@ mod add;
 mod error;
 mod keys;
 mod pending;
+mod precedence;
 mod recovery;
 mod requests;
 mod strays;
@@ -51,6 +52,7 @@ use add::Step;
 pub use error::AttachError;
 pub use keys::AddTicket;
 use keys::{KeyTable, Turn};
+use precedence::Precedence;
 pub use recovery::{RestoreReport, SweepReport};
 use strays::Strays;
 
@@ -132,6 +134,7 @@ pub struct Attacher<L: Links = KernelLinks> {
     entries: Mutex<HashMap<AttachmentKey, Entry>>,
     /// An entry has changed.
     entries_changed: Condvar,
+    precedence: Precedence,
     /// Records of released addresses, kept until they have rested.
     resting: Mutex<Vec<Record>>,
     /// Pods that no record knows.
@@ -186,6 +189,7 @@ impl<L: Links> Attacher<L> {
             ipam: Mutex::new(ipam),
             entries: Mutex::new(entries),
             entries_changed: Condvar::new(),
+            precedence: Precedence::default(),
             resting: Mutex::new(resting),
             strays: Mutex::default(),
             add_times: Arc::default(),
@@ -229,6 +233,7 @@ impl<L: Links> Attacher<L> {
         let now = (self.clock)()?;
         let device = self.fabric.detach(turn.key());
         self.change(turn.key(), |entry| entry.published = false);
+        self.precedence.let_adds_go_first();
         if let Where::There(namespace) = self.namespace_of(&record, &now)
             && let Err(error) = self.links.delete(&namespace, &plan_of(&record))
         {

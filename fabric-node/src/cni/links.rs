@@ -336,15 +336,14 @@ fn can_tell(path: &Path) -> bool {
 /// Brings the interface to what the plan says; what is so already stays.
 fn configure(plan: &InterfacePlan) -> Result<(), LinkError> {
     let netlink = Netlink::connect()?;
-    let link = netlink
-        .link(&plan.ifname)?
-        .ok_or_else(|| LinkError::Failed(format!("interface {} has vanished", plan.ifname)))?;
+    let index =
+        netlink::index_of(&plan.ifname).map_err(failed("find the device that was just made"))?;
     if plan.addresses.iter().any(IpAddr::is_ipv6) {
         // Runtimes may start a namespace with IPv6 off.
         netlink::enable_ipv6(&plan.ifname).map_err(failed("turn on IPv6 in the namespace"))?;
     }
     netlink.configure_link(
-        link.index,
+        index,
         LinkSettings {
             mtu: Some(POD_MTU),
             tx_queue_len: Some(TX_QUEUE_PACKETS),
@@ -353,7 +352,7 @@ fn configure(plan: &InterfacePlan) -> Result<(), LinkError> {
         },
     )?;
     for address in &plan.addresses {
-        match netlink.add_address(link.index, IpNet::from(*address)) {
+        match netlink.add_address(index, IpNet::from(*address)) {
             Ok(()) | Err(NetlinkError::Exists { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -362,17 +361,17 @@ fn configure(plan: &InterfacePlan) -> Result<(), LinkError> {
         up: Some(true),
         ..LinkSettings::default()
     };
-    netlink.configure_link(link.index, up)?;
+    netlink.configure_link(index, up)?;
     for address in &plan.addresses {
         let route = RouteSpec {
             destination: default_of(*address),
-            index: link.index,
+            index,
             source: None,
             gateway: None,
             mtu: None,
         };
         // A second interface of a pod must not take the first one's way out.
-        netlink.add_route_behind(&route, SECOND_DEFAULT_METRIC + link.index)?;
+        netlink.add_route_behind(&route, SECOND_DEFAULT_METRIC + index)?;
     }
     Ok(())
 }

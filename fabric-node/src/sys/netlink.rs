@@ -132,6 +132,23 @@ pub struct RouteSpec {
     pub mtu: Option<u32>,
 }
 
+/// The index of an interface that exists in the calling thread's network namespace. Waits for nobody who
+/// is changing the network configuration, as [`Netlink::link`] does; for a name that nobody has, the kernel
+/// may look for a driver.
+///
+/// # Errors
+///
+/// What the kernel said: `ENODEV` where there is no such interface.
+pub fn index_of(name: &str) -> io::Result<u32> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok(rustix::net::netdevice::name_to_index(&socket, name)?)
+}
+
 /// A netlink socket of one network namespace.
 #[derive(Debug)]
 pub struct Netlink {

@@ -25,8 +25,10 @@ use crate::eventually::eventually;
 
 /// Its name, and that of its tool.
 const CONTAINERD: &str = "containerd";
-const SETSID: &str = "setsid";
 const CTR: &str = "ctr";
+/// Starts it as a session of its own, as a service is: the kernel shares the processors out by session, and
+/// the daemons must not have to share theirs with all containers.
+const SETSID: &str = "setsid";
 /// How long it may take to answer after its start.
 const START_MAX: Duration = Duration::from_secs(30);
 /// How long it may take to end.

@@ -7,10 +7,7 @@
 
 use std::{
     env, fs, io,
-    os::unix::{
-        fs::{PermissionsExt as _, symlink},
-        process::CommandExt as _,
-    },
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::atomic::{AtomicU32, Ordering},
@@ -151,7 +148,7 @@ impl Place {
         inside(&self.netns, move || command::run(program, b"", limit))
     }
 
-    /// Starts `program` in the worker's network namespace, in a process group of its own.
+    /// Starts `program` in the worker's network namespace.
     ///
     /// # Errors
     ///

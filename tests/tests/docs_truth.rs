@@ -214,13 +214,13 @@ fn product_lines(text: &str) -> impl Iterator<Item = &str> {
         .take_while(|line| !line.starts_with("mod tests {"))
 }
 
-/// Whether a line of the file `place` declares a limit: by its name, and on the way of a packet also by
-/// its unit. What waits there or fills up does so by some time or size.
+/// Whether a line of the file `place` declares a limit: by its name, and on the way of a packet or of a
+/// runtime's call also by its unit. What waits there or fills up does so by some time or size.
 fn is_limit(line: &str, place: &str) -> bool {
     let Some(name) = constant(line) else {
         return false;
     };
-    let on_the_way = ["dataplane/", "tunnel/", "sys/"]
+    let on_the_way = ["dataplane/", "tunnel/", "sys/", "cni/"]
         .iter()
         .any(|folder| place.starts_with(&format!("fabric-node/src/{folder}")));
     let has_unit = name.ends_with("_BYTES") || name.ends_with("_NS") || line.contains(": Duration");

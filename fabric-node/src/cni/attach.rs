@@ -233,13 +233,18 @@ impl<L: Links> Attacher<L> {
         let now = (self.clock)()?;
         let device = self.fabric.detach(turn.key());
         self.change(turn.key(), |entry| entry.published = false);
-        self.precedence.let_adds_go_first();
-        if let Where::There(namespace) = self.namespace_of(&record, &now)
-            && let Err(error) = self.links.delete(&namespace, &plan_of(&record))
-        {
+        let removed = match self.namespace_of(&record, &now) {
+            Where::There(namespace) => self
+                .links
+                .delete(&namespace, &plan_of(&record))
+                .map_err(|error| error.to_string()),
+            Where::Gone => Ok(()),
+            Where::Unknown(reason) => Err(reason),
+        };
+        if let Err(reason) = removed {
             // Without a device behind it the interface is dead; it goes away with
             // its namespace.
-            warn!(netns = %record.netns.display(), %error, "cannot remove the interface");
+            warn!(netns = %record.netns.display(), reason, "cannot remove the interface");
         }
         if let Some(device) = device {
             self.links.discard(device);

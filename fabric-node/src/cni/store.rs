@@ -12,7 +12,7 @@ mod file;
 mod sync;
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     net::IpAddr,
     os::{
@@ -160,6 +160,12 @@ impl Store {
             .mode(0o700)
             .create(&folder)
             .map_err(at("create", &folder))?;
+        // So that files in the folder have a name on the disk when the folder's sync says so.
+        for parent in folder.ancestors().skip(1).take(2) {
+            File::open(parent)
+                .and_then(|parent| parent.sync_all())
+                .map_err(at("sync", parent))?;
+        }
         let lock = lock(&folder)?;
         let (loaded, next_id) = load(&folder, now)?;
         let store = Self {
@@ -279,7 +285,15 @@ fn load(folder: &Path, now: &Moment) -> Result<(Loaded, u64), StoreError> {
         match Name::parse(&path) {
             Name::Record(name) => {
                 next_id = next_id.max(name.id.saturating_add(1));
-                match read(&path, &name) {
+                let bytes = match fs::read(&path) {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        warn!(file = %path.display(), %error, "a record of an attachment cannot be read for the time being; its addresses stay out of use");
+                        loaded.withheld.extend(&name.addresses);
+                        continue;
+                    }
+                };
+                match record_in(&bytes, &name) {
                     Ok(record) => loaded.records.push(record),
                     Err(reason) => {
                         set_aside(&path, &reason);
@@ -299,9 +313,8 @@ fn load(folder: &Path, now: &Moment) -> Result<(Loaded, u64), StoreError> {
     Ok((loaded, next_id))
 }
 
-fn read(path: &Path, name: &FileName) -> Result<Record, String> {
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    let record = file::decode(&bytes).map_err(|error| error.to_string())?;
+fn record_in(bytes: &[u8], name: &FileName) -> Result<Record, String> {
+    let record = file::decode(bytes).map_err(|error| error.to_string())?;
     if FileName::of(&record) == *name {
         Ok(record)
     } else {

@@ -66,9 +66,9 @@ impl<L: Links> Attacher<L> {
             return Ok(attached(addresses));
         }
         ticket.check()?;
-        let _busy = self.precedence.begin_add();
         // Whether the interface exists is seen when it is made: to ask beforehand would prove nothing.
         let record = self.plan(&turn, request, netns_id)?;
+        let _busy = self.precedence.begin_add();
         match self.carry_out(ticket, &namespace, record) {
             Ok(addresses) => Ok(attached(addresses)),
             Err((error, done)) => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use fabric_proto::cni::{PENDING_DELETES_DIR, PendingDelete};
+use thiserror::Error;
 use tracing::{info, warn};
 
 use super::{AttachError, Attacher, Turn};
@@ -48,7 +49,12 @@ impl<L: Links> Attacher<L> {
         match read(path) {
             Ok(pending) => {
                 let claim = self.keys.claim(pending.key);
-                self.drain_pending(&claim.turn())
+                // Whoever is busy with the attachment may be for long, and the next to have it carries
+                // this out first.
+                let Some(turn) = claim.try_turn() else {
+                    return false;
+                };
+                self.drain_pending(&turn)
                     .inspect_err(|error| {
                         warn!(file = %path.display(), %error, "a DEL request left by the plugin waits for the next sweep");
                     })
@@ -56,9 +62,13 @@ impl<L: Links> Attacher<L> {
             }
             // An ADD or DEL of the same key has carried it out meanwhile.
             Err(_) if !path.exists() => false,
-            Err(reason) => {
+            Err(error @ (Unreadable::Io(_) | Unreadable::Version(_))) => {
+                warn!(file = %path.display(), %error, "a DEL request left by the plugin stays until it can be read");
+                false
+            }
+            Err(error @ Unreadable::Damaged(_)) => {
                 // Written whole or not at all by the plugin: this is damage or foreign.
-                warn!(file = %path.display(), reason, "unreadable DEL request removed");
+                warn!(file = %path.display(), %error, "unreadable DEL request removed");
                 let _ = fs::remove_file(path);
                 false
             }
@@ -107,20 +117,37 @@ fn remove_if_stale(path: &Path) {
     }
 }
 
-fn read(path: &Path) -> Result<PendingDelete, String> {
+/// Why a DEL request is not carried out.
+#[derive(Debug, Error)]
+enum Unreadable {
+    /// It may be in order: another time it can be read.
+    #[error("cannot read it: {0}")]
+    Io(#[from] io::Error),
+    /// Another release of the plugin wrote it, and the daemon of that release knows what it says.
+    #[error("its version {0} is unknown: it is of another release")]
+    Version(u64),
+    /// Nobody will ever know what it was.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+fn read(path: &Path) -> Result<PendingDelete, Unreadable> {
     let limit = u64::try_from(PendingDelete::FILE_BYTES_MAX).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(|error| error.to_string())?;
-    let pending: PendingDelete =
-        serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-    let own_name = PendingDelete::file_name(&pending.key);
-    if pending.version != PendingDelete::VERSION {
-        Err(format!("its version {} is unknown", pending.version))
-    } else if path.file_name().and_then(|name| name.to_str()) != Some(&own_name) {
-        Err(format!("its name should be {own_name}"))
-    } else {
-        Ok(pending)
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    let damaged = |error: serde_json::Error| Unreadable::Damaged(error.to_string());
+    let content: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if let Some(version) = content.get("version").and_then(serde_json::Value::as_u64)
+        && version != u64::from(PendingDelete::VERSION)
+    {
+        return Err(Unreadable::Version(version));
     }
+    let pending: PendingDelete = serde_json::from_value(content).map_err(damaged)?;
+    let own_name = PendingDelete::file_name(&pending.key);
+    if path.file_name().and_then(|name| name.to_str()) != Some(&own_name) {
+        return Err(Unreadable::Damaged(format!(
+            "its name should be {own_name}"
+        )));
+    }
+    Ok(pending)
 }

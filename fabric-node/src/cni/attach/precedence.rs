@@ -2,7 +2,8 @@
 //!
 //! To remove an interface the kernel holds its one lock on all network configuration (RTNL) for up to
 //! tens of milliseconds, and an ADD needs that lock a dozen times. A pod that starts is waited for, one
-//! that ends is not, so removals wait until no ADD is under way; not for ever, though.
+//! that ends is not, so a DEL waits until no ADD is busy with the kernel; not for ever, though. What a sweep
+//! removes waits for nobody: there may be many, one after the other.
 
 use std::{
     sync::{Condvar, Mutex, PoisonError},

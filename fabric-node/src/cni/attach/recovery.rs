@@ -69,6 +69,7 @@ pub(super) fn take_up(
 ) -> (HashMap<AttachmentKey, Entry>, Vec<Record>) {
     let mut entries = HashMap::new();
     let mut released: Vec<(u64, Record)> = Vec::new();
+    let mut earlier: Vec<Record> = Vec::new();
     for record in loaded.records {
         if let State::Released { at } = &record.state {
             let left = ADDRESS_COOLDOWN_S.saturating_sub(now.seconds_since(at));
@@ -85,7 +86,20 @@ pub(super) fn take_up(
             seen_gone: false,
             trouble: None,
         };
-        entries.insert(entry.record.key.clone(), entry);
+        // Of two records of one attachment the older one is of an earlier ADD, whose release the disk lost.
+        if let Some(Entry { mut record, .. }) = entries.insert(entry.record.key.clone(), entry) {
+            record.state = State::Released { at: now.clone() };
+            earlier.push(record);
+        }
+    }
+    for record in earlier {
+        for address in &record.addresses {
+            let is_used = |entry: &Entry| entry.record.addresses.contains(address);
+            if !entries.values().any(is_used) {
+                ipam.give_back(*address);
+            }
+        }
+        released.push((ADDRESS_COOLDOWN_S, record));
     }
     loaded
         .withheld
@@ -111,8 +125,8 @@ pub(super) fn take_up(
 
 impl<L: Links> Attacher<L> {
     /// Takes up the pods on record: DELs left on disk first, then a look for pods that no record knows,
-    /// then every attachment with a bounded number of threads. One bad pod holds up neither the others nor, beyond a few seconds, the
-    /// start.
+    /// then every attachment with a bounded number of threads. One bad pod holds up neither the others
+    /// nor, beyond a few seconds, the start.
     pub fn restore(self: &Arc<Self>) -> RestoreReport {
         let mut report = RestoreReport {
             deleted: self.drain_all_pending(),

@@ -32,6 +32,9 @@ impl<L: Links> Attacher<L> {
         let turn = claim.turn();
         self.drain_pending(&turn)?;
         let known = self.entry(key).is_some();
+        if known {
+            self.precedence.let_adds_go_first();
+        }
         self.detach(&turn)?;
         if known {
             info!(

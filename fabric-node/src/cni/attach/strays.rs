@@ -89,7 +89,7 @@ impl<L: Links> Attacher<L> {
             survey.failed.contains(id) || recorded.contains(id) || before.contains(id)
         };
         let Strays { settled, held, .. } = &mut *strays;
-        settled.retain(|id| !busy(id) && !held.contains_key(id));
+        settled.retain(|id| !busy(id) && !held.contains_key(id) && !found.contains_key(id));
         withheld
     }
 

@@ -8,6 +8,7 @@ pub(in crate::cni) mod fake;
 mod kernel;
 mod paths;
 mod pending;
+mod records;
 mod requests;
 mod strays;
 mod vandals;

@@ -34,6 +34,20 @@ fn pending_deletes_at_the_start() {
     assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
 }
 
+/// What cannot be read for a reason that may pass, and what another release wrote, is kept for later.
+#[test]
+fn requests_that_cannot_be_read_are_kept() {
+    let (state, world) = start();
+    let attacher = world.attacher(state.path());
+    let folder = state.path().join(PENDING_DELETES_DIR);
+    // Reading a folder fails for everybody, also for root.
+    let (unreadable, newer) = (folder.join("folder.delete"), folder.join("newer.delete"));
+    fs::create_dir_all(&unreadable).unwrap();
+    fs::write(&newer, br#"{"version":2,"what":"is new"}"#).unwrap();
+    assert_eq!(attacher.sweep().deleted, 0);
+    assert!(unreadable.exists() && newer.exists());
+}
+
 /// A DEL on disk is older than an ADD that comes later: the ADD stands, also after the next sweep.
 #[test]
 fn pending_delete_before_an_add() {

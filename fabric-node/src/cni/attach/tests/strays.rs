@@ -45,6 +45,27 @@ fn wiped_state() {
     assert_eq!(used(&attacher), [(1, 0), (1, 0)]);
 }
 
+/// An address that a stray has beside an attached pod is withheld as soon as the attached one lets go of it.
+#[test]
+fn a_stray_beside_an_attached_pod() {
+    let (state, world) = start();
+    let lost = add_answered(&world.attacher(state.path()), "c1", POD);
+    world.die();
+    let wiped = tempfile::tempdir().unwrap();
+    let attacher = world.attacher(wiped.path());
+    let other = add_answered(&attacher, "c2", super::OTHER);
+    assert_eq!(other.addresses, lost.addresses);
+    let later = |s| world.0.uptime_s.fetch_add(s, Ordering::SeqCst);
+    later(30);
+    assert_eq!(attacher.sweep().withheld, 0);
+    attacher.del(&key("c2")).unwrap();
+    later(30);
+    assert_eq!(attacher.sweep().withheld, 2);
+    later(ADDRESS_COOLDOWN_S);
+    let fresh = add_answered(&attacher, "c3", super::OTHER);
+    assert!(!fresh.addresses.iter().any(|it| lost.addresses.contains(it)));
+}
+
 /// A pod that is attached while the looks go on is none without a record, and neither is one whose
 /// DEL has come.
 #[test]

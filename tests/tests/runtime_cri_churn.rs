@@ -1,7 +1,8 @@
 //! Sandboxes that come and go, several at once: what a busy node sees in a day.
 //!
-//! `FABRIC_CHURN_SANDBOXES` says how many. From [`LONG`] on the time of an ADD is judged too, and it is waited for until
-//! released addresses have rested:
+//! `FABRIC_CHURN_SANDBOXES` says how many. From [`LONG`] on the time of an ADD is judged too, over the first ones, which
+//! follow each other closely, and the others, which live longer; and it is waited for until released addresses have
+//! rested:
 //!
 //! ```console
 //! # FABRIC_CHURN_SANDBOXES=1000 scripts/sandbox cargo test -p fabric-tests --test runtime_cri_churn -- --nocapture
@@ -13,6 +14,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     net::IpAddr,
+    ops::Range,
     path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
@@ -43,8 +45,10 @@ const SHORT: usize = 40;
 const LONG: usize = 1000;
 /// How many there are to be.
 const COUNT_VARIABLE: &str = "FABRIC_CHURN_SANDBOXES";
-/// Echo requests of a sandbox in a long run, one a second to each address: so pods live for some seconds, and the
-/// machine does more than start them.
+/// The first ones of a long run, which end after one echo request, so that ADDs are as dense as the runtime makes them.
+const DENSE: usize = 250;
+/// Echo requests of the others, one a second to each address: so pods live for some seconds, and the machine does more
+/// than start them.
 const ECHOES_LONG: u32 = 3;
 /// Sandboxes at the same time.
 const PARALLEL: usize = 8;
@@ -84,15 +88,13 @@ fn sandboxes_come_and_go() -> anyhow::Result<()> {
     let cri = Cri::connect(&containerd)?;
     let before = leaks::snapshot(&stage, &lab, &[&place])?;
 
-    let began = Instant::now();
-    let echoes = if count >= LONG { ECHOES_LONG } else { 1 };
-    let puts = timed_puts(&worker.state_dir(), || churn(&cri, &targets, count, echoes))?;
+    let dense = if count >= LONG { DENSE } else { count };
+    let puts = timed_puts(&worker.state_dir(), || {
+        churn(&cri, &targets, 0..dense, 1)?;
+        churn(&cri, &targets, dense..count, ECHOES_LONG)
+    })?;
     say(&format!(
-        "{count} sandboxes, {PARALLEL} at a time, {echoes} echoes to each of {targets:?}: {} s",
-        began.elapsed().as_secs()
-    ));
-    say(&format!(
-        "meanwhile a synced file on the same disk took {puts}; an ADD waits for one sync"
+        "meanwhile a new file in a synced folder of the same disk took {puts}; an ADD waits for one such sync"
     ));
     let gone = leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
     say(&format!("nothing is left after {} ms", gone.as_millis()));
@@ -113,13 +115,20 @@ fn sandboxes_come_and_go() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `count` pods, [`PARALLEL`] at a time, each of which pings all of `targets`.
-fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize, echoes: u32) -> anyhow::Result<()> {
-    let next = AtomicUsize::new(0);
+/// Runs the pods with these numbers, [`PARALLEL`] at a time, each of which pings all of `targets`; tells how fast they
+/// came.
+fn churn(
+    cri: &Cri<'_, '_>,
+    targets: &[IpAddr],
+    numbers: Range<usize>,
+    echoes: u32,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let next = AtomicUsize::new(numbers.start);
     let work = || -> anyhow::Result<()> {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
+            if number >= numbers.end {
                 return Ok(());
             }
             one(cri, targets, number, echoes).with_context(|| format!("sandbox {number}"))?;
@@ -133,7 +142,16 @@ fn churn(cri: &Cri<'_, '_>, targets: &[IpAddr], count: usize, echoes: u32) -> an
         let ends = threads.into_iter().map(|thread| thread.join());
         let ends: Vec<_> = ends.collect();
         ends.into_iter().try_for_each(|end| end.unwrap())
-    })
+    })?;
+    if !numbers.is_empty() {
+        let (count, seconds) = (numbers.len(), began.elapsed().as_secs_f64());
+        say(&format!(
+            "{count} sandboxes, {PARALLEL} at a time, {echoes} echoes to each of {targets:?}: {seconds:.0} s, {:.2} a \
+             second",
+            f64::from(u32::try_from(count)?) / seconds
+        ));
+    }
+    Ok(())
 }
 
 fn one(cri: &Cri<'_, '_>, targets: &[IpAddr], number: usize, echoes: u32) -> anyhow::Result<()> {
@@ -144,7 +162,7 @@ fn one(cri: &Cri<'_, '_>, targets: &[IpAddr], number: usize, echoes: u32) -> any
     pod.end()
 }
 
-/// Runs `work`, and meanwhile writes files in `folder` as the daemon writes a record: synced, renamed, the folder synced.
+/// Runs `work`, and meanwhile writes files in `folder` as the daemon writes a new record: renamed, then the folder synced.
 /// How long that took is told in words: what an ADD takes is judged beside it.
 fn timed_puts(folder: &Path, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<String> {
     let done = AtomicBool::new(false);
@@ -155,7 +173,6 @@ fn timed_puts(folder: &Path, work: impl FnOnce() -> anyhow::Result<()>) -> anyho
             while !done.load(Ordering::Relaxed) {
                 let began = Instant::now();
                 fs::write(&unfinished, [b'x'; 512])?;
-                File::open(&unfinished)?.sync_all()?;
                 fs::rename(&unfinished, &file)?;
                 File::open(folder)?.sync_all()?;
                 times.push(began.elapsed());

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -32,7 +32,7 @@ const SUITE_MAX: Duration = Duration::from_secs(240);
 /// How long what a pod leaves may stay.
 const GONE_MAX: Duration = Duration::from_secs(10);
 /// The parts of the suite that are about networks and sandboxes, and how many specs they have at least.
-const FOCUS: &str = "networking|basic operations on PodSandbox";
+const FOCUS: [&str; 2] = ["networking", "basic operations on PodSandbox"];
 const SPECS_MIN: usize = 8;
 /// The reference plugin for ports of the node, which one spec needs.
 const PORTMAP: &str = "/usr/lib/cni/portmap";
@@ -53,6 +53,41 @@ fn a_pod_by_hand() -> anyhow::Result<()> {
     let info: Value = serde_json::from_str(&crictl.done(&["info"])?)?;
     ensure!(info.to_string().contains("NetworkReady"), "{info}");
 
+    let (pod_file, container_file) = descriptions(&crictl)?;
+    let pod = crictl.done(&["runp", &pod_file])?;
+    let container = crictl.done(&["create", &pod, &container_file, &pod_file])?;
+    crictl.done(&["start", &container])?;
+    let known = pods(&stage, worker)?.items;
+    let known = known
+        .iter()
+        .find(|known| known.name == "web")
+        .context("the daemon does not know it")?;
+    assert_eq!(
+        (known.namespace.as_str(), known.container_id.as_str()),
+        ("default", pod.as_str())
+    );
+    assert_eq!(shown_addresses(&crictl, &pod)?, known.addresses);
+    for target in &lab.state().pod("pod-b-1")?.addresses {
+        let ping = ["ping", "-c", "1", "-W", "5", &target.to_string()];
+        let said = crictl.done(&[&["exec", "--sync", container.as_str()], &ping[..]].concat())?;
+        ensure!(said.contains("1 packets received"), "{said}");
+    }
+    crictl.done(&["stopp", &pod])?;
+    ensure!(
+        !pods(&stage, worker)?
+            .items
+            .iter()
+            .any(|pod| pod.name == "web"),
+        "it is attached still"
+    );
+    crictl.done(&["rmp", &pod])?;
+    leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
+    Ok(())
+}
+
+/// Files that describe a pod and its container.
+fn descriptions(crictl: &Crictl<'_, '_>) -> anyhow::Result<(String, String)> {
+    let place = crictl.containerd.place();
     let pod_file = crictl.file(
         "pod.json",
         &json!({
@@ -71,46 +106,23 @@ fn a_pod_by_hand() -> anyhow::Result<()> {
             "linux": {},
         }),
     )?;
-    let pod = crictl.done(&["runp", &pod_file])?;
-    let container = crictl.done(&["create", &pod, &container_file, &pod_file])?;
-    crictl.done(&["start", &container])?;
-    let known = pods(&stage, worker)?.items;
-    let known = known
-        .iter()
-        .find(|known| known.name == "web")
-        .context("the daemon does not know it")?;
-    assert_eq!(
-        (known.namespace.as_str(), known.container_id.as_str()),
-        ("default", pod.as_str())
-    );
-    let shown: Value = serde_json::from_str(&crictl.done(&["inspectp", &pod])?)?;
+    Ok((pod_file, container_file))
+}
+
+/// The pod's addresses as the runtime shows them.
+fn shown_addresses(crictl: &Crictl<'_, '_>, pod: &str) -> anyhow::Result<Vec<String>> {
+    let shown: Value = serde_json::from_str(&crictl.done(&["inspectp", pod])?)?;
     let network = &shown["status"]["network"];
     let more = network["additionalIps"]
         .as_array()
         .context("one address only")?;
     let more = more.iter().map(|ip| &ip["ip"]);
-    let shown: Vec<&str> = [&network["ip"]]
+    Ok([&network["ip"]]
         .into_iter()
         .chain(more)
         .filter_map(Value::as_str)
-        .collect();
-    assert_eq!(shown, known.addresses);
-    for target in &lab.state().pod("pod-b-1")?.addresses {
-        let ping = ["ping", "-c", "1", "-W", "5", &target.to_string()];
-        let said = crictl.done(&[&["exec", "--sync", container.as_str()], &ping[..]].concat())?;
-        ensure!(said.contains("1 packets received"), "{said}");
-    }
-    crictl.done(&["stopp", &pod])?;
-    ensure!(
-        !pods(&stage, worker)?
-            .items
-            .iter()
-            .any(|pod| pod.name == "web"),
-        "it is attached still"
-    );
-    crictl.done(&["rmp", &pod])?;
-    leaks::check(&before, &stage, &lab, &[&place], GONE_MAX)?;
-    Ok(())
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The conformance suite's specs on networks and on sandboxes pass, every one of them, with `portmap`
@@ -133,13 +145,13 @@ fn the_conformance_suite() -> anyhow::Result<()> {
     }
     let groups = control_groups()?;
     let specs = conformance(&containerd)?;
-    for (name, state) in &specs {
-        println!("{state} {name}");
+    for spec in &specs {
+        println!("{spec}");
     }
-    let not_passed = specs.iter().filter(|(_, state)| state != "passed").count();
+    let not_passed = specs.iter().filter(|spec| spec.state != "passed").count();
     ensure!(
         not_passed == 0 && specs.len() >= SPECS_MIN,
-        "{} specs ran, {not_passed} did not pass",
+        "{} specs were to run, {not_passed} did not pass",
         specs.len()
     );
     assert_eq!(pods(&stage, worker)?.items, []);
@@ -187,21 +199,57 @@ impl<'c, 'p> Crictl<'c, 'p> {
     }
 }
 
-/// Runs the parts of the suite; the specs that were selected, and how each ended.
-fn conformance(containerd: &Containerd<'_>) -> anyhow::Result<Vec<(String, String)>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Suite {
-        spec_reports: Vec<Spec>,
+/// What the suite reports.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Suite {
+    spec_reports: Vec<Spec>,
+}
+
+/// What it reports of one spec.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Spec {
+    container_hierarchy_texts: Option<Vec<String>>,
+    leaf_node_type: String,
+    leaf_node_text: String,
+    state: String,
+    failure: Option<Failure>,
+}
+
+/// Why a spec did not pass, also where it skips itself.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Failure {
+    message: String,
+}
+
+impl Spec {
+    fn name(&self) -> String {
+        let mut words = self.container_hierarchy_texts.clone().unwrap_or_default();
+        words.push(self.leaf_node_text.clone());
+        words.join(" ")
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Spec {
-        container_hierarchy_texts: Option<Vec<String>>,
-        leaf_node_type: String,
-        leaf_node_text: String,
-        state: String,
+
+    /// Whether it was to run. Its state does not tell: a spec that skips itself is "skipped" like one out of focus.
+    fn is_selected(&self) -> bool {
+        let name = self.name();
+        self.leaf_node_type == "It" && FOCUS.iter().any(|focus| name.contains(focus))
     }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{} {}", self.state, self.name())?;
+        match &self.failure {
+            Some(failure) => write!(to, ": {}", failure.message),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs the parts of the suite; the specs that were selected, with how each ended.
+fn conformance(containerd: &Containerd<'_>) -> anyhow::Result<Vec<Spec>> {
     let folder = containerd.place().folder();
     let (images, report) = (folder.join("images.yaml"), folder.join("report.json"));
     let names = format!(
@@ -218,7 +266,7 @@ fn conformance(containerd: &Containerd<'_>) -> anyhow::Result<Vec<(String, Strin
         .arg(&images)
         .arg("--ginkgo.json-report")
         .arg(&report)
-        .args(["--ginkgo.no-color", "--ginkgo.focus", FOCUS]);
+        .args(["--ginkgo.no-color", "--ginkgo.focus", &FOCUS.join("|")]);
     let answer = containerd.place().run(suite, SUITE_MAX)?;
     let text = fs::read(&report).with_context(|| {
         format!(
@@ -227,15 +275,10 @@ fn conformance(containerd: &Containerd<'_>) -> anyhow::Result<Vec<(String, Strin
         )
     })?;
     let suites: Vec<Suite> = serde_json::from_slice(&text)?;
-    let specs: Vec<(String, String)> = suites
+    let specs = suites
         .into_iter()
         .flat_map(|suite| suite.spec_reports)
-        .filter(|spec| spec.leaf_node_type == "It" && spec.state != "skipped")
-        .map(|spec| {
-            let mut words = spec.container_hierarchy_texts.unwrap_or_default();
-            words.push(spec.leaf_node_text);
-            (words.join(" "), spec.state)
-        })
+        .filter(Spec::is_selected)
         .collect();
     ensure!(
         answer.status.success(),

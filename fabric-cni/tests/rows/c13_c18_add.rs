@@ -55,58 +55,6 @@ fn results() -> Vec<Row> {
             addresses: vec![address.parse().unwrap()],
         })))
     };
-    fn whole(outcome: &Outcome) {
-        let result = outcome.json();
-        let expected = ["cniVersion", "dns", "interfaces", "ips", "routes"];
-        assert_eq!(keys(&result), expected);
-        assert_eq!(result["interfaces"][0]["mac"], "00:00:00:00:00:00");
-        assert_eq!(result["dns"], json!({}));
-        let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
-        assert_eq!(result["routes"], routes);
-    }
-    fn with_family(outcome: &Outcome) {
-        let result = outcome.json();
-        assert_eq!(result["ips"][0]["version"], "4");
-        assert_eq!(result["ips"][1]["version"], "6");
-        assert_eq!(keys(&result["interfaces"][0]), ["mac", "name", "sandbox"]);
-    }
-    fn without_family(outcome: &Outcome) {
-        let result = outcome.json();
-        assert_eq!(keys(&result["ips"][0]), ["address", "interface"]);
-        assert_eq!(keys(&result["interfaces"][0]), ["mac", "name", "sandbox"]);
-    }
-    fn with_mtu(outcome: &Outcome) {
-        let result = outcome.json();
-        assert_eq!(keys(&result["ips"][0]), ["address", "interface"]);
-        assert_eq!(result["interfaces"][0]["mtu"], 1500);
-    }
-    fn only_v4(outcome: &Outcome) {
-        assert_eq!(
-            outcome.json()["ips"],
-            json!([{"address": "10.0.0.1/32", "interface": 0}])
-        );
-        assert_eq!(outcome.json()["routes"], json!([{"dst": "0.0.0.0/0"}]));
-        assert_eq!(outcome.json()["interfaces"][0]["mtu"], 1280);
-    }
-    fn only_v6(outcome: &Outcome) {
-        assert_eq!(
-            outcome.json()["ips"],
-            json!([{"address": "fd00::1/128", "interface": 0}])
-        );
-        assert_eq!(outcome.json()["routes"], json!([{"dst": "::/0"}]));
-    }
-    fn odd_sandbox(outcome: &Outcome) {
-        assert_eq!(
-            outcome.json()["interfaces"][0]["sandbox"],
-            "/run//netns/../netns/\u{fc} x"
-        );
-    }
-    fn v4_first(outcome: &Outcome) {
-        let result = outcome.json();
-        assert_eq!(result["interfaces"][0]["name"], "eth0");
-        assert_eq!(result["ips"][0]["address"], "10.244.1.5/32");
-        assert_eq!(result["ips"][1]["address"], "fd00::5/128");
-    }
     rows! {
         "C13 keys of a result": add() => Expected::Prints(whole);
         "C13 result of a node with IPv4 alone": one_family("10.0.0.1") => Expected::Prints(only_v4);
@@ -120,6 +68,66 @@ fn results() -> Vec<Row> {
         "G4 eth0 with addresses": add() => Expected::Prints(v4_first);
         "G5 IPv4 comes first": add() => Expected::Prints(v4_first);
     }
+}
+
+fn whole(outcome: &Outcome) {
+    let result = outcome.json();
+    let expected = ["cniVersion", "dns", "interfaces", "ips", "routes"];
+    assert_eq!(keys(&result), expected);
+    assert_eq!(result["interfaces"][0]["mac"], "00:00:00:00:00:00");
+    assert_eq!(result["dns"], json!({}));
+    let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
+    assert_eq!(result["routes"], routes);
+}
+
+fn with_family(outcome: &Outcome) {
+    let result = outcome.json();
+    assert_eq!(result["ips"][0]["version"], "4");
+    assert_eq!(result["ips"][1]["version"], "6");
+    assert_eq!(keys(&result["interfaces"][0]), ["mac", "name", "sandbox"]);
+}
+
+fn without_family(outcome: &Outcome) {
+    let result = outcome.json();
+    assert_eq!(keys(&result["ips"][0]), ["address", "interface"]);
+    assert_eq!(keys(&result["interfaces"][0]), ["mac", "name", "sandbox"]);
+}
+
+fn with_mtu(outcome: &Outcome) {
+    let result = outcome.json();
+    assert_eq!(keys(&result["ips"][0]), ["address", "interface"]);
+    assert_eq!(result["interfaces"][0]["mtu"], 1500);
+}
+
+fn only_v4(outcome: &Outcome) {
+    assert_eq!(
+        outcome.json()["ips"],
+        json!([{"address": "10.0.0.1/32", "interface": 0}])
+    );
+    assert_eq!(outcome.json()["routes"], json!([{"dst": "0.0.0.0/0"}]));
+    assert_eq!(outcome.json()["interfaces"][0]["mtu"], 1280);
+}
+
+fn only_v6(outcome: &Outcome) {
+    assert_eq!(
+        outcome.json()["ips"],
+        json!([{"address": "fd00::1/128", "interface": 0}])
+    );
+    assert_eq!(outcome.json()["routes"], json!([{"dst": "::/0"}]));
+}
+
+fn odd_sandbox(outcome: &Outcome) {
+    assert_eq!(
+        outcome.json()["interfaces"][0]["sandbox"],
+        "/run//netns/../netns/\u{fc} x"
+    );
+}
+
+fn v4_first(outcome: &Outcome) {
+    let result = outcome.json();
+    assert_eq!(result["interfaces"][0]["name"], "eth0");
+    assert_eq!(result["ips"][0]["address"], "10.244.1.5/32");
+    assert_eq!(result["ips"][1]["address"], "fd00::5/128");
 }
 
 fn chains() -> Vec<Row> {

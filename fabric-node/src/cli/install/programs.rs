@@ -78,7 +78,7 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// It does not run here, or the system refuses.
+    /// It does not run here, or the system refuses; nothing of it is left in `folder` then.
     pub(super) fn install(&self, folder: &Folder, report: &mut Report) -> anyhow::Result<()> {
         let path = folder.file(PLUGIN);
         let action = match folder.look(PLUGIN, PLUGIN_BYTES_MAX)? {
@@ -90,15 +90,23 @@ impl Program {
             Some(Entry::File { .. } | Entry::Link(_)) => Action::Replaced,
             None => Action::Created,
         };
+        if let Err(error) = self.place(folder) {
+            // Better told is why it is not installed than that its rest cannot be removed: the next command does that.
+            let _ = folder.clear();
+            return Err(error);
+        }
+        report.add(path, action, "");
+        Ok(())
+    }
+
+    fn place(&self, folder: &Folder) -> anyhow::Result<()> {
         let staged = folder.stage(PLUGIN, &self.content, PROGRAM_MODE)?;
         // Run from where it will be: that folder may forbid programs, or this file be another's.
         if folder.changes() == Changes::Made {
             require_plugin(&staged.path())
                 .with_context(|| format!("{} is not installed", self.path.display()))?;
         }
-        staged.place()?;
-        report.add(path, action, "");
-        Ok(())
+        staged.place()
     }
 
     /// Provides `loopback` in `folder` beside the plugin, as a link to it: so it is always of the same
@@ -203,4 +211,29 @@ fn require_plugin(program: &Path) -> anyhow::Result<()> {
         answer.last_line()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// A program that is refused leaves nothing, and the plugin that was there stays.
+    #[test]
+    fn a_refused_program_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::make(dir.path(), Changes::Made).unwrap();
+        let program = Program {
+            path: "no-plugin".into(),
+            content: b"#!/bin/sh\nexit 1\n".to_vec(),
+        };
+        let mut report = Report::new(false);
+        assert!(program.install(&folder, &mut report).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        std::fs::write(dir.path().join(PLUGIN), "before").unwrap();
+        assert!(program.install(&folder, &mut report).is_err());
+        assert_eq!(std::fs::read(dir.path().join(PLUGIN)).unwrap(), b"before");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

@@ -10,6 +10,8 @@ use std::{
     io::{self, Read as _, Write as _},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -25,6 +27,10 @@ use super::trust::require_trusted;
 const TEMPORARY: &str = ".fabric-tmp";
 /// Mode of folders that are made.
 const FOLDER_MODE: u32 = 0o755;
+/// How long a command waits for another one to let go of a folder.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether anything may be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,15 +141,7 @@ impl Folder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = rustix::fs::open(path, flags, Mode::empty())
             .with_context(|| format!("cannot open {}", path.display()))?;
-        // Two commands at once would clear each other's files away.
-        match rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => bail!(
-                "another command works on {}: wait for its end, then try again",
-                path.display()
-            ),
-            Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display()))?,
-        }
+        lock(&descriptor, path)?;
         Ok(Self {
             path: path.to_owned(),
             changes,
@@ -328,6 +326,25 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     match folder.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+/// Keeps other commands away: two at once would clear each other's files away. A command that was killed
+/// has let go as soon as the program that it was about to start has begun or ended.
+fn lock(folder: &OwnedFd, path: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => bail!(
+                "another command works on {}: wait for its end, then try again",
+                path.display()
+            ),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
     }
 }
 

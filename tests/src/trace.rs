@@ -51,7 +51,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const HEADER_BYTES: usize = 16;
 const IFINFO_BYTES: usize = 16;
 
-const IOCTLS: [&str; 13] = [
+const IOCTLS: [&str; 16] = [
     "TUNSETIFF",
     "TUNGETIFF",
     "TUNGETFEATURES",
@@ -59,13 +59,16 @@ const IOCTLS: [&str; 13] = [
     "TUNSETVNETHDRSZ",
     "TUNSETOFFLOAD",
     "TUNSETPERSIST",
+    "TUNSETOWNER",
+    "TUNSETGROUP",
     "FIONBIO",
     "FIOCLEX",
     "FIONREAD",
     "TCGETS",
     "NS_GET_NSTYPE",
-    // The name of the TUN device.
+    // The name and the index of the TUN device.
     "SIOCSIFNAME",
+    "SIOCGIFINDEX",
 ];
 
 /// The command that traces what follows it, into files that begin with `files`.

@@ -51,7 +51,15 @@ fn a_pod_by_hand() -> anyhow::Result<()> {
     let before = leaks::snapshot(&stage, &lab, &[&place])?;
     let crictl = Crictl::new(&containerd)?;
     let info: Value = serde_json::from_str(&crictl.done(&["info"])?)?;
-    ensure!(info.to_string().contains("NetworkReady"), "{info}");
+    let conditions = info.pointer("/status/conditions").and_then(Value::as_array);
+    let network = conditions
+        .into_iter()
+        .flatten()
+        .find(|it| it.get("type").and_then(Value::as_str) == Some("NetworkReady"));
+    let ready = network
+        .and_then(|it| it.get("status"))
+        .and_then(Value::as_bool);
+    ensure!(ready == Some(true), "{info}");
 
     let (pod_file, container_file) = descriptions(&crictl)?;
     let pod = crictl.done(&["runp", &pod_file])?;

@@ -3,7 +3,10 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, TcpListener, TcpStream, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -31,16 +34,25 @@ pub fn tcp_echoes_during<T>(
     during: impl FnOnce() -> T,
 ) -> (T, u64) {
     let done = AtomicBool::new(false);
+    let (begun, has_begun) = mpsc::channel();
     std::thread::scope(|scope| {
-        let echoes = scope.spawn(|| {
+        let stop = &done;
+        let echoes = scope.spawn(move || {
+            // One before, so that this thread runs when the other work begins.
+            tcp_echo(fabric, from, to, true, 2000);
+            let _ = begun.send(());
             let mut count = 0;
-            while !done.load(Ordering::Relaxed) {
+            loop {
                 tcp_echo(fabric, from, to, count % 2 == 1, 2000);
                 count += 1;
+                if stop.load(Ordering::Relaxed) {
+                    return count;
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
-            count
         });
+        // The channel also ends if that first echo panics.
+        let _ = has_begun.recv();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
         done.store(true, Ordering::Relaxed);
         let count = echoes.join();

@@ -213,6 +213,10 @@ fn doctor() {
         dir,
         "--cni-conf-dir",
         dir,
+        "--cni-bin-dir",
+        dir,
+        "--containerd-config",
+        "/nonexistent",
     ];
     let output = fabric(&[&common[..], &["-o", "json"]].concat());
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -240,4 +244,122 @@ fn doctor() {
         "{text}"
     );
     assert_eq!(text.lines().count(), items.len() + 1);
+}
+
+/// However long a row of the doctor's table is, it is whole in a pipe, whatever width the shell tells.
+#[test]
+fn the_doctors_table_is_not_cut() {
+    let home = tempfile::tempdir().unwrap();
+    let mut long = home.path().to_owned();
+    long.extend(["x"; 3].map(|letter| letter.repeat(200)));
+    let dir = long.to_str().unwrap();
+    let arguments = [
+        "doctor",
+        "--socket",
+        "/nonexistent",
+        "--pki-dir",
+        dir,
+        "--cni-conf-dir",
+        dir,
+        "--cni-bin-dir",
+        dir,
+        "--containerd-config",
+        dir,
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_fabric"))
+        .args(arguments)
+        .env_remove("FABRIC_SOCKET")
+        .env("COLUMNS", "40")
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    for (name, detail) in [
+        ("certificates", format!("{dir} does not exist")),
+        ("cni-config", format!("{dir} has no network list")),
+        ("cni-plugin", format!("{dir}/fabric-cni is not there")),
+        ("containerd-config", format!("there is no {dir}")),
+    ] {
+        let mut rows = text.lines().filter(|row| row.starts_with(name));
+        let row = rows.next().unwrap();
+        assert!(row.contains(&detail) && rows.next().is_none(), "{row}");
+    }
+}
+
+/// The help of the commands that install fits into 80 columns, and has the defaults.
+#[test]
+fn help_of_the_installer() {
+    let help = |command: &str| {
+        let mut fabric = Command::new(env!("CARGO_BIN_EXE_fabric"));
+        fabric.args([command, "--help"]).env("COLUMNS", "80");
+        let text = stdout(&fabric.output().unwrap());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{command}: {line}");
+        }
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let install = help("install-cni");
+    for default in [
+        "else /run/fabric/cni.sock]",
+        "else /var/lib/fabric]",
+        "[default: /opt/cni/bin]",
+        "[default: /etc/containerd/config.toml]",
+        "[default: fabric-cni beside this one]",
+    ] {
+        assert!(install.contains(default), "{default:?} is not in {install}");
+    }
+    for command in ["uninstall-cni", "doctor"] {
+        assert!(help(command).contains("[default: /opt/cni/bin]"));
+    }
+}
+
+/// A folder or path that is not absolute is wrong usage in each command that takes it.
+#[test]
+fn relative_folders_are_wrong_usage() {
+    for arguments in [
+        ["install-cni", "--bin-dir", "relative"],
+        ["install-cni", "--conf-dir", "./relative"],
+        ["install-cni", "--cni-socket", "relative"],
+        ["install-cni", "--state-dir", "relative"],
+        ["uninstall-cni", "--bin-dir", "relative"],
+        ["uninstall-cni", "--conf-dir", "./relative"],
+    ] {
+        let output = fabric(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = stderr(&output);
+        assert!(text.contains("not an absolute path"), "{text}");
+        assert!(text.contains(arguments[1]) && output.stdout.is_empty());
+    }
+}
+
+/// Where no daemon answers, `uninstall-cni` says that first and what to do next, and nothing on stdout.
+#[test]
+fn uninstalling_without_a_daemon() {
+    for more in [&[][..], &["-o", "json"], &["--dry-run"]] {
+        let arguments = [
+            "uninstall-cni",
+            "--socket",
+            "/nonexistent",
+            "--bin-dir",
+            "/nonexistent/bin",
+            "--conf-dir",
+            "/nonexistent/net.d",
+        ];
+        let output = fabric(&[&arguments, more].concat());
+        assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{}", stdout(&output));
+        let text = stderr(&output);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("error: no daemon answers"), "{text}");
+        assert!(lines[1].starts_with("Only the daemon knows"), "{text}");
+        assert_eq!(lines.len(), 2, "{text}");
+    }
+}
+
+/// What is said of a lab that is not there has its name in quotes: `lab` can be one.
+#[test]
+fn a_lab_that_is_not_there() {
+    let output = fabric(&["lab", "status", "--name", "not-there"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(text.contains("no lab \"not-there\" is up"), "{text}");
 }

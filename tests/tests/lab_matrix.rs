@@ -79,7 +79,7 @@ fn three_workers_built_by_the_command_line() -> anyhow::Result<()> {
     drop(down);
     let left = run(&["status"])?;
     assert!(
-        !left.status.success() && left.stderr.contains("no lab"),
+        !left.status.success() && left.stderr.contains("no lab \""),
         "{}",
         left.stderr
     );

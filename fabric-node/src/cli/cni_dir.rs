@@ -1,6 +1,6 @@
-//! The folder in which container runtimes look for networks.
+//! The folders in which container runtimes look for plugins and for networks.
 //!
-//! Comes in: the folder. Goes out: the files that runtimes read in it, in the order in which they do,
+//! Comes in: the folder of networks. Goes out: the files that runtimes read in it, in the order in which they do,
 //! each with the plugins that it names. Never done here: changes; `install-cni` makes those.
 
 use std::{
@@ -14,7 +14,9 @@ use serde_json::Value;
 
 use crate::lab::plugin::PLUGIN;
 
-/// Where runtimes look unless told otherwise.
+/// Where runtimes look for plugins unless told otherwise.
+pub const BIN_DIR: &str = "/opt/cni/bin";
+/// Where runtimes look for networks unless told otherwise.
 pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// Largest file that is looked at (bytes); what runtimes are given has a few hundred.
 pub const NETWORK_BYTES_MAX: u64 = 1024 * 1024;

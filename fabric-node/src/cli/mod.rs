@@ -24,6 +24,8 @@ use crate::{
 
 pub mod bench;
 pub mod cni_dir;
+mod cni_version;
+pub mod containerd;
 pub mod daemon;
 pub mod doctor;
 pub mod install;

@@ -108,7 +108,7 @@ impl Lab {
                 state,
                 take_down_on_drop: false,
             }),
-            None => bail!("no lab {name} is up: `fabric lab up --name {name}` builds one"),
+            None => bail!("no lab \"{name}\" is up: `fabric lab up --name {name}` builds one"),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::terminal::{
     output::{Format, Output, Show, render, style, table},
 };
 
+mod cni;
 mod devices;
 mod in_use;
 mod kernel;
@@ -37,6 +38,12 @@ pub struct DoctorArgs {
     /// Directory where the container runtime reads its CNI configuration.
     #[arg(long, default_value = super::cni_dir::CONF_DIR, value_name = "DIR")]
     pub cni_conf_dir: PathBuf,
+    /// Directory where the container runtime looks for plugins.
+    #[arg(long, default_value = super::cni_dir::BIN_DIR, value_name = "DIR")]
+    pub cni_bin_dir: PathBuf,
+    /// containerd's own file.
+    #[arg(long, default_value = super::containerd::CONFIG, value_name = "FILE")]
+    pub containerd_config: PathBuf,
 }
 
 /// How a check ended.
@@ -168,6 +175,7 @@ pub fn run(socket: &Path, output: Output, args: &DoctorArgs) -> Result<ExitCode,
     let mut findings = kernel::examine(Path::new("/proc"));
     findings.extend(devices::examine());
     findings.extend(surroundings::examine(socket, args));
+    findings.extend(cni::examine(args));
     findings.extend(in_use::examine(socket));
     let document = Document {
         api_version: API_VERSION.to_owned(),
@@ -182,7 +190,7 @@ pub fn run(socket: &Path, output: Output, args: &DoctorArgs) -> Result<ExitCode,
     if document.content.healthy {
         return Ok(ExitCode::SUCCESS);
     }
-    output.say("Something that the daemon requires is missing: see FIX.");
+    output.say("Something required is missing: see FIX.");
     Ok(ExitCode::from(FAILED))
 }
 

@@ -1,4 +1,4 @@
-//! Checks of what surrounds the daemon: clock, its socket, certificates, other CNI plugins.
+//! Checks of what surrounds the daemon: clock, its socket, certificates.
 
 use std::{
     fs,
@@ -15,10 +15,7 @@ use crate::{
         STATE_READY,
         client::{Client, ClientError, TIMEOUT},
     },
-    cli::{
-        cni_dir::{self, NetworkFile},
-        daemon::block_on,
-    },
+    cli::daemon::block_on,
     pki::{
         files::PEM_BYTES_MAX,
         validity::{Rfc3339, Validity, unix_now},
@@ -34,12 +31,7 @@ const EXPIRY_WARNING_SECONDS: i64 = 30 * Validity::DAY_SECONDS;
 /// All checks of the surroundings.
 pub(super) fn examine(socket: &Path, args: &DoctorArgs) -> Vec<Finding> {
     let now = unix_now();
-    vec![
-        clock(now),
-        daemon(socket),
-        certificates(&args.pki_dir, now),
-        cni(&args.cni_conf_dir),
-    ]
+    vec![clock(now), daemon(socket), certificates(&args.pki_dir, now)]
 }
 
 fn clock(now: i64) -> Finding {
@@ -183,35 +175,6 @@ fn read_start(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
     Some(content)
 }
 
-/// Container runtimes take the configuration whose file name sorts first.
-fn cni(dir: &Path) -> Finding {
-    let name = "cni-config";
-    let shown = dir.display();
-    let files = match cni_dir::scan(dir) {
-        Ok(files) => files,
-        Err(error) => {
-            let detail = format!("{shown} cannot be read: {error}");
-            return Finding::unknown(name, detail, "run as root, or give it with --cni-conf-dir");
-        }
-    };
-    let Some(first) = files.first() else {
-        return Finding::ok(
-            name,
-            format!("{shown} has no configuration of another plugin"),
-        );
-    };
-    if first.is_ours() {
-        let first = first.path.display();
-        return Finding::ok(name, format!("{first} is the first and ours"));
-    }
-    let fix = "move it away, or give ours a name that sorts before it";
-    if files.iter().any(NetworkFile::is_ours) {
-        Finding::warning(name, format!("{first} sorts before ours"), fix)
-    } else {
-        Finding::warning(name, format!("{first} is in force"), fix)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -219,7 +182,6 @@ mod tests {
     use super::*;
     use crate::{
         cli::doctor::Verdict,
-        lab::plugin::PLUGIN,
         pki::files::{Overwrite, init_dir},
     };
 
@@ -255,23 +217,5 @@ mod tests {
             after(101)
         );
         assert_eq!(after(-1).status, Verdict::Warning);
-    }
-
-    /// The first CNI configuration wins, and it should be ours.
-    #[test]
-    fn cni_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, plugin: &str| {
-            fs::write(dir.path().join(name), format!("{{\"type\": \"{plugin}\"}}")).unwrap();
-        };
-        assert_eq!(cni(dir.path()).status, Verdict::Ok);
-        write("notes.txt", "anything");
-        assert_eq!(cni(dir.path()).status, Verdict::Ok);
-        write("10-bridge.conflist", "bridge");
-        assert!(cni(dir.path()).detail.contains("is in force"));
-        write("20-fabric.conflist", PLUGIN);
-        assert!(cni(dir.path()).detail.contains("sorts before ours"));
-        write("05-fabric.conflist", PLUGIN);
-        assert_eq!(cni(dir.path()).status, Verdict::Ok);
     }
 }

@@ -68,13 +68,14 @@ pub(super) enum Entry {
     Other,
 }
 
-/// A file that is on disk whole, under a name that nobody reads. Forgotten, it stays until the next
-/// command clears it.
+/// A file that is on disk whole, under a name that nobody reads. Dropped before it is placed, it is gone; a
+/// command that is killed leaves it to the next one.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Staged<'a> {
     folder: &'a Folder,
     name: &'a str,
+    is_placed: bool,
 }
 
 impl Entry {
@@ -206,21 +207,21 @@ impl Folder {
         content: &[u8],
         mode: u32,
     ) -> anyhow::Result<Staged<'a>> {
-        let staged = Staged { folder: self, name };
         let Some(descriptor) = self.changed() else {
-            return Ok(staged);
+            return Ok(Staged::new(self, name));
         };
-        let write = || -> io::Result<()> {
-            let flags =
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let temporary = temporary(name);
-            let opened = rustix::fs::openat(descriptor, &temporary, flags, Mode::RUSR)?;
-            let mut file = File::from(opened);
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(descriptor, temporary(name), flags, Mode::RUSR)
+            .with_context(|| self.cannot("make", &temporary(name)))?;
+        // From here on what is written is taken back if the rest fails.
+        let staged = Staged::new(self, name);
+        let write = |mut file: File| -> io::Result<()> {
             file.write_all(content)?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
             file.sync_all()
         };
-        write().with_context(|| self.cannot("write", &temporary(name)))?;
+        write(File::from(opened)).with_context(|| self.cannot("write", &temporary(name)))?;
         Ok(staged)
     }
 
@@ -235,7 +236,40 @@ impl Folder {
         };
         rustix::fs::symlinkat(target, descriptor, temporary(name))
             .with_context(|| self.cannot("make", &temporary(name)))?;
-        Staged { folder: self, name }.place()
+        Staged::new(self, name).place()
+    }
+
+    /// Takes a file's name away, and keeps the file under one that no runtime reads: whoever comes after a
+    /// crash sees what was being removed. The folder knows before this returns.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn set_aside(&self, name: &str) -> anyhow::Result<()> {
+        let Some(descriptor) = self.changed() else {
+            return Ok(());
+        };
+        rustix::fs::renameat(descriptor, name, descriptor, temporary(name))
+            .and_then(|()| rustix::fs::fsync(descriptor))
+            .with_context(|| self.cannot("set aside", name))
+    }
+
+    /// Whether a file of this name was set aside, or written and not placed.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at.
+    pub(super) fn is_set_aside(&self, name: &str) -> anyhow::Result<bool> {
+        Ok(self.look(&temporary(name), 0)?.is_some())
+    }
+
+    /// Removes a file that was set aside.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(super) fn remove_set_aside(&self, name: &str) -> anyhow::Result<()> {
+        self.remove(&temporary(name))
     }
 
     /// Removes a file or link; the folder knows before this returns.
@@ -291,7 +325,15 @@ impl Folder {
     }
 }
 
-impl Staged<'_> {
+impl<'a> Staged<'a> {
+    fn new(folder: &'a Folder, name: &'a str) -> Self {
+        Self {
+            folder,
+            name,
+            is_placed: false,
+        }
+    }
+
     /// Where the file is until it is placed.
     pub(super) fn path(&self) -> PathBuf {
         self.folder.file(&temporary(self.name))
@@ -302,13 +344,23 @@ impl Staged<'_> {
     /// # Errors
     ///
     /// The system refuses.
-    pub(super) fn place(self) -> anyhow::Result<()> {
+    pub(super) fn place(mut self) -> anyhow::Result<()> {
         let Some(descriptor) = self.folder.changed() else {
             return Ok(());
         };
         rustix::fs::renameat(descriptor, temporary(self.name), descriptor, self.name)
+            .inspect(|()| self.is_placed = true)
             .and_then(|()| rustix::fs::fsync(descriptor))
             .with_context(|| self.folder.cannot("put in place", self.name))
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(descriptor) = self.folder.changed().filter(|_| !self.is_placed) {
+            // Told is why it was not placed; what cannot be removed now, the next command removes.
+            let _ = rustix::fs::unlinkat(descriptor, temporary(self.name), AtFlags::empty());
+        }
     }
 }
 
@@ -352,6 +404,8 @@ fn lock(folder: &OwnedFd, path: &Path) -> anyhow::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::mem;
+
     use super::*;
 
     fn folder(dir: &Path) -> Folder {
@@ -376,13 +430,45 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
+    /// What is not put in place, or cannot be, leaves nothing behind, whether a file or a link.
+    #[test]
+    fn nothing_is_left_of_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        // No file takes the name of a folder.
+        fs::create_dir(dir.path().join("x")).unwrap();
+        let staged = folder.stage("x", b"new", 0o600).unwrap();
+        let error = format!("{:#}", staged.place().unwrap_err());
+        assert!(error.contains("cannot put in place"), "{error}");
+        assert!(folder.link("x", "y").is_err());
+        drop(folder.stage("y", b"new", 0o600).unwrap());
+        let names = fs::read_dir(dir.path()).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["x"]);
+    }
+
+    /// A file that is set aside has no name that runtimes read, and is found again until it is removed.
+    #[test]
+    fn files_are_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        fs::write(dir.path().join("x"), "old").unwrap();
+        assert!(!folder.is_set_aside("x").unwrap());
+        folder.set_aside("x").unwrap();
+        assert!(folder.is_set_aside("x").unwrap() && folder.look("x", 0).unwrap().is_none());
+        folder.remove_set_aside("x").unwrap();
+        assert!(!folder.is_set_aside("x").unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
     /// What was never placed is cleared away, and nothing else.
     #[test]
     fn leftovers_are_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
         for name in ["a", "b.conflist"] {
-            let _ = folder.stage(name, b"half", 0o600).unwrap();
+            // As if this process were killed here.
+            mem::forget(folder.stage(name, b"half", 0o600).unwrap());
         }
         let others = [".hidden", "c.fabric-tmp", ".d.tmp"];
         for name in others {
@@ -404,6 +490,7 @@ mod tests {
         folder.stage("x", b"new", 0o600).unwrap().place().unwrap();
         folder.link("y", "x").unwrap();
         folder.remove("x").unwrap();
+        folder.set_aside("x").unwrap();
         assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let absent = dir.path().join("a/b");

@@ -9,6 +9,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt::Display,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
@@ -16,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use serde_json::Value;
 
 use self::{
@@ -25,10 +27,12 @@ use self::{
     report::{Action, Report},
 };
 use super::{
-    cni_dir::{self, CONF_DIR, NETWORK_BYTES_MAX, NetworkFile},
+    cni_dir::{self, BIN_DIR, CONF_DIR, NETWORK_BYTES_MAX, NetworkFile},
+    cni_version, containerd,
     daemon::parse_duration,
 };
 use crate::{
+    causes::with_causes,
     lab::{command, plugin::PLUGIN},
     terminal::{
         exit::{Failure, NOT_IN_FORCE},
@@ -40,7 +44,7 @@ mod folder;
 mod list;
 mod programs;
 mod report;
-mod trust;
+pub(super) mod trust;
 mod uninstall;
 
 pub use self::{
@@ -48,8 +52,6 @@ pub use self::{
     uninstall::{UninstallArgs, uninstall},
 };
 
-/// Where runtimes look for plugins unless told otherwise.
-const BIN_DIR: &str = "/opt/cni/bin";
 /// Name of the list without its end. Runtimes take the first name.
 const LIST_NAME: &str = "10-fabric";
 /// Time between two questions for STATUS.
@@ -63,23 +65,25 @@ Examples:
   fabric install-cni --dry-run
   fabric install-cni --bin-dir /usr/lib/cni --cni-socket /run/fabric-b/cni.sock
 
-Puts the plugin in place, waits until the daemon can attach pods, then writes the list. What is as it
-should be is left alone; a list that somebody changed is kept. Repeat it to upgrade, or after a crash.
+Puts the plugin in place, waits until the daemon can attach pods, then writes the list. What is as it \
+should be is left alone; a list that somebody changed is kept. Repeat it to upgrade, or after a crash. \
+Where containerd is told to look into other folders there is a warning.
 
 Exit codes:
   0    done
   1    refused or failed; nothing that runtimes read is half written
+  2    wrong usage
   3    done, but runtimes read another network's file first
-  124  the daemon was not ready in time; the plugin is in place, the list is not";
+  124  the daemon was not ready in time; the plugin is in place, not the list";
 
 /// Where the files are.
 #[derive(Debug, clap::Args)]
 pub struct Places {
     /// Directory where the container runtime looks for plugins.
-    #[arg(long, default_value = BIN_DIR, value_name = "DIR")]
+    #[arg(long, default_value = BIN_DIR, value_name = "DIR", value_parser = absolute())]
     pub bin_dir: PathBuf,
     /// Directory where the container runtime looks for networks.
-    #[arg(long, default_value = CONF_DIR, value_name = "DIR")]
+    #[arg(long, default_value = CONF_DIR, value_name = "DIR", value_parser = absolute())]
     pub conf_dir: PathBuf,
     /// Name of the list, without `.conflist`; runtimes take the first.
     #[arg(long, default_value = LIST_NAME)]
@@ -96,15 +100,20 @@ pub struct InstallArgs {
     /// Where the files go.
     #[command(flatten)]
     pub places: Places,
-    /// The plugin's program [default: fabric-cni beside this program].
+    /// The plugin's program [default: fabric-cni beside this one].
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,
-    /// The daemon's CNI socket, where node.toml names another than the default.
-    #[arg(long, value_name = "PATH")]
+    /// The daemon's CNI socket, as in node.toml [default: the one in the list that is there, else
+    /// /run/fabric/cni.sock].
+    #[arg(long, value_name = "PATH", value_parser = absolute())]
     pub cni_socket: Option<PathBuf>,
-    /// The daemon's state directory, where node.toml names another than the default.
-    #[arg(long, value_name = "DIR")]
+    /// The daemon's state directory, as in node.toml [default: the one in the list that is there, else
+    /// /var/lib/fabric].
+    #[arg(long, value_name = "DIR", value_parser = absolute())]
     pub state_dir: Option<PathBuf>,
+    /// containerd's own file, to warn if it names other folders than these.
+    #[arg(long, default_value = containerd::CONFIG, value_name = "FILE")]
+    pub containerd_config: PathBuf,
     /// The plugin `loopback`, which containerd calls for each pod.
     #[arg(long, value_enum, default_value_t = Loopback::Missing)]
     pub loopback: Loopback,
@@ -114,6 +123,17 @@ pub struct InstallArgs {
     /// Replace a list that differs, whoever wrote it.
     #[arg(long)]
     pub force: bool,
+}
+
+/// Takes absolute paths only: a runtime has another working directory.
+fn absolute() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path.is_absolute() {
+            Ok(path)
+        } else {
+            Err("not an absolute path")
+        }
+    })
 }
 
 impl Places {
@@ -166,6 +186,7 @@ fn put_in_place(args: &InstallArgs, output: Output, report: &mut Report) -> Resu
     let there = conf.look(&name, NETWORK_BYTES_MAX)?;
     let decision = wanted.decide(&list, there.as_ref(), args.force)?;
     clear(&[&bin, &conf], report)?;
+    warn_of_containerd(args, output);
 
     let before = bin.look(PLUGIN, PLUGIN_BYTES_MAX)?;
     program.install(&bin, report)?;
@@ -177,13 +198,17 @@ fn put_in_place(args: &InstallArgs, output: Output, report: &mut Report) -> Resu
             report.add(list.clone(), Action::Kept, detail);
         }
         Decision::Write(content) => {
-            if !places.dry_run {
-                let plugin = bin.file(PLUGIN);
-                wait_until_ready(&plugin, &content, args.wait_duration, output)?;
-            }
+            let question = list::status_question(&content)?;
+            let detail = if places.dry_run {
+                // The plugin is not in its place.
+                rehearse_wait(program.path(), &question, args.wait_duration)
+            } else {
+                wait_until_ready(&bin.file(PLUGIN), &question, args.wait_duration, output)?;
+                String::new()
+            };
             conf.stage(&name, &content, list::MODE)?.place()?;
             let action = there.map_or(Action::Created, |_| Action::Replaced);
-            report.add(list.clone(), action, "");
+            report.add(list.clone(), action, &detail);
         }
     }
     name_those_before(&places.conf_dir, &list, output, report)
@@ -199,31 +224,73 @@ fn clear(folders: &[&Folder], report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks for STATUS as a runtime does, by the plugin in its place and with the list that is to be written,
-/// until an ADD could succeed.
+/// Warns where containerd looks into other folders. It is no failure: the runtime may be another one.
+fn warn_of_containerd(args: &InstallArgs, output: Output) {
+    let (file, places) = (&args.containerd_config, &args.places);
+    match containerd::differences(file, &places.bin_dir, &places.conf_dir) {
+        Ok(differences) => {
+            for difference in differences.into_iter().flatten() {
+                output.say(&format!("warning: {difference}"));
+            }
+        }
+        Err(reason) => output.say(&format!(
+            "note: into which folders containerd looks is not known: {}: {reason}",
+            file.display()
+        )),
+    }
+}
+
+/// Asks for STATUS as a runtime does; the reason why no ADD could succeed, where there is one.
+fn ask_status(plugin: &Path, question: &[u8]) -> anyhow::Result<Option<String>> {
+    let mut status = Command::new(plugin);
+    status.env_clear().env("CNI_COMMAND", "STATUS").env(
+        "CNI_PATH",
+        plugin.parent().unwrap_or_else(|| Path::new("/")),
+    );
+    let answer = command::run(status, question, STATUS_MAX)?;
+    if answer.status.success() {
+        return Ok(None);
+    }
+    let reason = serde_json::from_str::<Value>(&answer.stdout)
+        .ok()
+        .and_then(|error| Some(error.get("msg")?.as_str()?.to_owned()));
+    Ok(Some(
+        reason.unwrap_or_else(|| answer.last_line().to_owned()),
+    ))
+}
+
+/// What a rehearsal says of the wait for the daemon; nothing where there would be none.
+fn rehearse_wait(plugin: &Path, question: &[u8], duration: Duration) -> String {
+    let cannot_ask = |reason: &dyn Display| {
+        let plugin = plugin.display();
+        format!("whether the daemon is ready could not be asked with {plugin}: {reason}")
+    };
+    if let Err(refused) = cni_version::ask(plugin) {
+        return cannot_ask(&refused);
+    }
+    match ask_status(plugin, question) {
+        Ok(None) => String::new(),
+        Ok(Some(reason)) => {
+            format!("after a wait for the daemon, {duration:?} at most: {reason}")
+        }
+        Err(error) => cannot_ask(&with_causes(&error)),
+    }
+}
+
+/// Asks for STATUS, by the plugin in its place and with the list that is to be written, until an ADD could
+/// succeed.
 fn wait_until_ready(
     plugin: &Path,
-    list: &[u8],
+    question: &[u8],
     duration: Duration,
     output: Output,
 ) -> Result<(), Failure> {
-    let question = list::status_question(list)?;
     let deadline = Instant::now() + duration;
     let mut is_first = true;
     loop {
-        let mut status = Command::new(plugin);
-        status.env_clear().env("CNI_COMMAND", "STATUS").env(
-            "CNI_PATH",
-            plugin.parent().unwrap_or_else(|| Path::new("/")),
-        );
-        let answer = command::run(status, &question, STATUS_MAX)?;
-        if answer.status.success() {
+        let Some(reason) = ask_status(plugin, question)? else {
             return Ok(());
-        }
-        let reason = serde_json::from_str::<Value>(&answer.stdout)
-            .ok()
-            .and_then(|error| Some(error.get("msg")?.as_str()?.to_owned()))
-            .unwrap_or_else(|| answer.last_line().to_owned());
+        };
         if Instant::now() + STATUS_INTERVAL >= deadline {
             return Err(Failure::TimedOut(format!(
                 "the daemon was not ready to attach pods after {duration:?}; {reason}; the plugin is in \

@@ -7,18 +7,15 @@ use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, anyhow, bail, ensure};
 
 use super::{
     folder::{Changes, Entry, Folder},
     report::{Action, Report},
 };
-use crate::lab::{command, plugin::PLUGIN};
+use crate::{cli::cni_version, lab::plugin::PLUGIN};
 
 /// Name of the plugin that brings `lo` up: containerd calls it for each pod.
 pub(super) const LOOPBACK: &str = "loopback";
@@ -26,8 +23,6 @@ pub(super) const LOOPBACK: &str = "loopback";
 pub(super) const PLUGIN_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Everybody may execute it, only root change it.
 const PROGRAM_MODE: u32 = 0o755;
-/// How long the program may take to say its versions.
-const VERSION_MAX: Duration = Duration::from_secs(10);
 
 /// What to do about `loopback`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -74,6 +69,11 @@ impl Program {
         Ok(Self { path, content })
     }
 
+    /// Where it was read.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Puts it into `folder`, unless it is there already.
     ///
     /// # Errors
@@ -90,11 +90,7 @@ impl Program {
             Some(Entry::File { .. } | Entry::Link(_)) => Action::Replaced,
             None => Action::Created,
         };
-        if let Err(error) = self.place(folder) {
-            // Better told is why it is not installed than that its rest cannot be removed: the next command does that.
-            let _ = folder.clear();
-            return Err(error);
-        }
+        self.place(folder)?;
         report.add(path, action, "");
         Ok(())
     }
@@ -103,8 +99,9 @@ impl Program {
         let staged = folder.stage(PLUGIN, &self.content, PROGRAM_MODE)?;
         // Run from where it will be: that folder may forbid programs, or this file be another's.
         if folder.changes() == Changes::Made {
-            require_plugin(&staged.path())
-                .with_context(|| format!("{} is not installed", self.path.display()))?;
+            cni_version::ask(&staged.path()).map_err(|refused| {
+                anyhow!("{} is not installed: {refused}", self.path.display())
+            })?;
         }
         staged.place()
     }
@@ -192,25 +189,6 @@ fn is_copy(loopback: Option<&Entry>, plugin: Option<&Entry>) -> bool {
         }
         _ => false,
     }
-}
-
-/// Refuses a program that does not answer as a CNI plugin does.
-fn require_plugin(program: &Path) -> anyhow::Result<()> {
-    let mut version = Command::new(program);
-    version.env_clear().env("CNI_COMMAND", "VERSION");
-    let answer = command::run(version, b"", VERSION_MAX).context(
-        "it does not run here: is it built for this machine, and may programs run there?",
-    )?;
-    let versions = serde_json::from_str::<Value>(&answer.stdout)
-        .ok()
-        .and_then(|answer| answer.get("supportedVersions").cloned());
-    ensure!(
-        answer.status.success() && versions.is_some_and(|versions| versions.is_array()),
-        "it is no CNI plugin, or does not run here: asked for its versions it ended with {}, {}",
-        answer.status,
-        answer.last_line()
-    );
-    Ok(())
 }
 
 #[cfg(test)]

@@ -59,6 +59,9 @@ pub(super) struct Report {
     items: Vec<Item>,
     /// Files that runtimes read before ours.
     before: Vec<PathBuf>,
+    /// The file that runtimes read once ours is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<PathBuf>,
 }
 
 impl Report {
@@ -67,6 +70,7 @@ impl Report {
             dry_run,
             items: Vec::new(),
             before: Vec::new(),
+            next: None,
         }
     }
 
@@ -82,6 +86,11 @@ impl Report {
     /// A runtime reads this file before ours.
     pub(super) fn add_before(&mut self, path: PathBuf) {
         self.before.push(path);
+    }
+
+    /// Runtimes read this file once ours is gone.
+    pub(super) fn set_next(&mut self, path: PathBuf) {
+        self.next = Some(path);
     }
 
     /// Prints it. For people it is talk that may be silenced; programs asked for the document.

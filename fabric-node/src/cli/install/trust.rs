@@ -19,7 +19,11 @@ const STICKY: u32 = 0o1000;
 /// # Errors
 ///
 /// Somebody else owns it or a folder above it, or may write there; the message has the cure.
-pub(super) fn require_trusted(path: &Path, existing: &Path, is_all: bool) -> anyhow::Result<()> {
+pub(in crate::cli) fn require_trusted(
+    path: &Path,
+    existing: &Path,
+    is_all: bool,
+) -> anyhow::Result<()> {
     // Links are allowed on the way, so the way is looked at without them.
     let real = existing
         .canonicalize()

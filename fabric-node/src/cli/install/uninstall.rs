@@ -6,11 +6,11 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 
 use super::{
     Places, clear,
-    folder::Folder,
+    folder::{Entry, Folder},
     programs,
     report::{Action, Report},
 };
@@ -32,11 +32,13 @@ Examples:
   fabric pods                 none may be left: drain the node first
   fabric uninstall-cni
 
-Removes the list, then the plugin, and nothing else. Stop the daemon afterwards.
+Removes the list, then the plugin, and nothing else, and says which list runtimes read next. Stop the \
+daemon afterwards. Repeat it after a crash.
 
 Exit codes:
   0  done
-  1  refused or failed: pods are attached, another list needs the plugin
+  1  refused or failed: pods are attached, or another list may need the plugin
+  2  wrong usage
   4  the daemon cannot be reached, so nobody knows whether pods are attached";
 
 /// Arguments of `fabric uninstall-cni`.
@@ -55,13 +57,24 @@ pub struct UninstallArgs {
 ///
 /// # Errors
 ///
-/// Pods are attached or the daemon cannot say, another list needs the plugin, a folder or file is not
-/// safe or not ours. What was done until then is printed.
+/// Pods are attached, another list needs the plugin or may need it, a folder or file is not safe or not ours.
+/// What was done until then is printed. That the daemon cannot say whether pods are attached is said here.
 pub fn uninstall(args: &UninstallArgs, socket: &Path, output: Output) -> Result<ExitCode, Failure> {
     let mut report = Report::new(args.places.dry_run);
-    let done = take_away(args, socket, output, &mut report);
-    report.print(output)?;
-    done.map(|()| ExitCode::SUCCESS)
+    match take_away(args, socket, output, &mut report) {
+        // Nothing was done. What went wrong comes before what to do about it.
+        Err(failure @ Failure::Daemon(_)) => {
+            output.error(&failure);
+            output.say(
+                "Only the daemon knows whether pods are attached: start it, or say --force if none are.",
+            );
+            Ok(failure.code())
+        }
+        done => {
+            report.print(output)?;
+            done.map(|()| ExitCode::SUCCESS)
+        }
+    }
 }
 
 fn take_away(
@@ -78,6 +91,7 @@ fn take_away(
     let obstacles = [
         refuse_foreign(&files, &list),
         refuse_needed(&files, &list),
+        refuse_elsewhere(places, bin.as_ref(), conf.as_ref(), &name),
         refuse_attached(socket),
     ];
     for obstacle in obstacles.into_iter().filter_map(Result::err) {
@@ -85,28 +99,61 @@ fn take_away(
             output.say(&format!("warning: {obstacle}"));
             continue;
         }
-        if matches!(obstacle, Failure::Daemon(_)) {
-            output.say(
-                "Only the daemon knows whether pods are attached: start it, or say --force if none are.",
-            );
-        }
         return Err(obstacle);
     }
-    for folder in [&bin, &conf].into_iter().flatten() {
-        clear(&[folder], report)?;
-    }
-    match &conf {
-        Some(conf) if conf.look(&name, 0)?.is_some() => {
-            conf.remove(&name)?;
+    remove(places, bin.as_ref(), conf.as_ref(), &name, report)?;
+    name_the_next(&files, &list, output, report);
+    Ok(())
+}
+
+/// Removes the list, then the plugin. Until the plugin is gone the list stays under a name that nobody reads: so
+/// a command after a crash knows that this is the folder whose list needed the plugin.
+fn remove(
+    places: &Places,
+    bin: Option<&Folder>,
+    conf: Option<&Folder>,
+    name: &str,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let list = places.conf_dir.join(name);
+    let there = conf.map(|conf| conf.look(name, 0)).transpose()?.flatten();
+    match (conf, there) {
+        (_, Some(Entry::Other)) => bail!("{} is no file: it is left alone", list.display()),
+        (Some(conf), Some(Entry::File { .. } | Entry::Link(_))) => {
+            conf.set_aside(name)?;
             report.add(list, Action::Removed, "");
         }
-        Some(_) | None => report.add(list, Action::Absent, ""),
+        (Some(_) | None, None) | (None, Some(_)) => report.add(list, Action::Absent, ""),
     }
-    match &bin {
-        Some(bin) => programs::uninstall(bin, report)?,
+    match bin {
+        Some(bin) => {
+            clear(&[bin], report)?;
+            programs::uninstall(bin, report)?;
+        }
         None => report.add(places.bin_dir.join(PLUGIN), Action::Absent, ""),
     }
-    Ok(())
+    let Some(conf) = conf else { return Ok(()) };
+    if conf.is_set_aside(name)? {
+        conf.remove_set_aside(name)?;
+    }
+    clear(&[conf], report)
+}
+
+/// Says which network runtimes take once ours is gone.
+fn name_the_next(files: &[NetworkFile], list: &Path, output: Output, report: &mut Report) {
+    let Some(next) = files.iter().find(|file| file.path != list) else {
+        return;
+    };
+    let meaning = if next.is_ours() {
+        "it is Fabric's as well, and its pods fail without the plugin"
+    } else {
+        "new pods are attached to that network; move it away if none should be"
+    };
+    output.say(&format!(
+        "warning: without {} runtimes read {next}: {meaning}",
+        list.display()
+    ));
+    report.set_next(next.path.clone());
 }
 
 /// A file that has the list's name and is not ours is another's.
@@ -132,6 +179,33 @@ fn refuse_needed(files: &[NetworkFile], list: &Path) -> Result<(), Failure> {
         .into()),
         None => Ok(()),
     }
+}
+
+/// A plugin without a list beside it belongs to a list in another folder, unless this folder's was being removed.
+fn refuse_elsewhere(
+    places: &Places,
+    bin: Option<&Folder>,
+    conf: Option<&Folder>,
+    name: &str,
+) -> Result<(), Failure> {
+    let has_plugin = match bin {
+        Some(bin) => bin.look(PLUGIN, 0)?.is_some(),
+        None => false,
+    };
+    let has_list = match conf {
+        Some(conf) => conf.look(name, 0)?.is_some() || conf.is_set_aside(name)?,
+        None => false,
+    };
+    if has_list || !has_plugin {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "{} has no list of this name, and one elsewhere may need {}: name the folder with --conf-dir, the list \
+         with --name, or let --force remove the plugin",
+        places.conf_dir.display(),
+        places.bin_dir.join(PLUGIN).display()
+    )
+    .into())
 }
 
 /// Without list or plugin a runtime cannot detach a pod: it would be stuck.

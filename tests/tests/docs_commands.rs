@@ -25,7 +25,9 @@ fn shown_commands_are_understood() {
             let command = command.split("  #").next().unwrap();
             let words = command
                 .split_whitespace()
-                .take_while(|word| !["|", "&", ">"].contains(word));
+                .take_while(|word| !["|", "&", ">"].contains(word))
+                // A variable at the beginning of a word stands for a path.
+                .map(|word| word.replacen('$', "/", 1));
             let parsed = Cli::try_parse_from(words);
             assert!(parsed.is_ok(), "{name}: {line}: {}", parsed.unwrap_err());
             count += 1;

@@ -4,12 +4,14 @@
 use std::{
     hint::black_box,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Instant,
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use fabric_benches::fabric::{Fabric, SIZES};
 use fabric_core::{
+    detour::{Detours, Flow},
     forward::Forwarder,
     ids::{PeerId, PortId},
     offload::Offload,
@@ -49,11 +51,39 @@ fn lookup(criterion: &mut Criterion) {
 }
 
 fn forward(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("forward");
+    decide(criterion, "forward", None);
+}
+
+/// The same where the host is the way to the outside, with so many flows through it.
+fn forward_beside_detours(criterion: &mut Criterion) {
+    decide(criterion, "forward-beside-detours", Some(10_000));
+}
+
+/// A table of flows through the host: those of one pod with many Services.
+fn detours(flows: u16) -> Arc<Detours> {
+    let now = Instant::now();
+    let detours = Detours::new([5, 6], now);
+    for source_port in 0..flows {
+        let flow = Flow {
+            source: Fabric::POD_V4.into(),
+            destination: Ipv4Addr::from(Fabric::peer_v4(0) | 9).into(),
+            protocol: 6,
+            source_port,
+            destination_port: 80,
+        };
+        detours.restore(&flow, false, now);
+    }
+    Arc::new(detours)
+}
+
+fn decide(criterion: &mut Criterion, name: &str, flows: Option<u16>) {
+    let mut group = criterion.benchmark_group(name);
     let now = Instant::now();
     for size in SIZES {
         let fabric = Fabric::new(size);
-        let Ok(snapshot) = fabric.snapshot() else {
+        let mut builder = fabric.builder();
+        builder.detours = flows.map(detours);
+        let Ok(snapshot) = builder.build() else {
             continue;
         };
         let own: [IpAddr; 2] = [Fabric::POD_V4.into(), Fabric::POD_V6.into()];
@@ -104,5 +134,5 @@ fn forward(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, forward);
+criterion_group!(benches, lookup, forward, forward_beside_detours);
 criterion_main!(benches);

@@ -76,6 +76,12 @@ impl Fabric {
     ///
     /// Two of its ranges overlap, which none do.
     pub fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
+        self.builder().build()
+    }
+
+    /// What the view is built from.
+    #[must_use]
+    pub fn builder(&self) -> SnapshotBuilder {
         let pods = (0..PODS).map(|pod| (PortId(pod + 1), Self::pod(pod).to_vec()));
         let peers = (0..self.0.peers).map(|peer| (PeerId(peer), self.nets(peer)));
         SnapshotBuilder {
@@ -86,8 +92,8 @@ impl Fabric {
             host_addresses: Vec::new(),
             pods: pods.collect(),
             peers: peers.collect(),
+            ..SnapshotBuilder::default()
         }
-        .build()
     }
 
     /// Its routes.

@@ -2,13 +2,17 @@
 //!
 //! In: a parsed packet, where it came from, the snapshot and the time. Out: one [`Verdict`], and the
 //! bytes of an ICMP error where the verdict is to answer. Nothing here reads or writes a device, and
-//! nothing a pod or a peer can send makes it go anywhere but where the snapshot says.
+//! nothing a pod or a peer can send makes it go anywhere but where the snapshot says. What passes through
+//! the host's kernel, and what the host may send for others then, is in `forward/outside.rs`.
+
+mod outside;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Instant,
 };
 
+use self::outside::Passage;
 use crate::{
     ids::{PeerId, PortId},
     limiter::{ErrorClass, IcmpLimiter},
@@ -48,11 +52,23 @@ impl Forwarder {
         now: Instant,
         reply: &mut Vec<u8>,
     ) -> Verdict {
-        if !is_forwardable(headers.source) || !snapshot.may_send(from, headers.source) {
+        if !is_forwardable(headers.source) {
             return Verdict::Drop(DropReason::SourceNotAllowed);
         }
+        let is_own = snapshot.may_send(from, headers.source);
+        let passage = if is_own {
+            None
+        } else {
+            match outside::passage(snapshot, from, headers, now) {
+                Some(passage) => Some(passage),
+                None => return Verdict::Drop(DropReason::SourceNotAllowed),
+            }
+        };
         if let Some(reason) = misdirected(headers.destination) {
             return Verdict::Drop(reason);
+        }
+        if from == PortId::HOST && snapshot.detours().is_some() && outside::is_redirect(headers) {
+            return Verdict::Drop(DropReason::Redirect);
         }
         let refused = Refused {
             snapshot,
@@ -60,7 +76,14 @@ impl Forwarder {
             headers,
             now,
         };
-        let (next_hop, onward) = match snapshot.next_hop(headers.destination) {
+        let hop = snapshot.next_hop(headers.destination);
+        let hop = match snapshot.detours() {
+            Some(detours) if from != PortId::HOST => {
+                outside::by_the_host(detours, hop, packet, headers, now)
+            }
+            _ => hop,
+        };
+        let (next_hop, onward) = match hop {
             Some(hop @ NextHop::Local(port)) => (hop, Verdict::Deliver(port)),
             Some(hop @ NextHop::Peer(peer)) => (hop, Verdict::Send(peer)),
             Some(NextHop::Unassigned) => return self.refuse(NO_SUCH_POD, &refused, reply),
@@ -75,6 +98,9 @@ impl Forwarder {
             Fit::Never => return self.refuse(TOO_BIG, &refused, reply),
             Fit::Contradiction => return Verdict::Drop(DropReason::BadOffload),
         };
+        if let (Some(Passage::Remembered), Some(detours)) = (passage, snapshot.detours()) {
+            detours.remember(packet, headers, now);
+        }
         rewrite::decrement_ttl(packet, headers);
         verdict
     }
@@ -119,7 +145,12 @@ impl Forwarder {
         if headers.ttl == 0 {
             return Verdict::Drop(DropReason::TtlExpired);
         }
-        Verdict::Deliver(port)
+        match snapshot.detours() {
+            Some(detours) => {
+                Verdict::Deliver(outside::in_by_the_host(detours, port, prefix, headers, now))
+            }
+            None => Verdict::Deliver(port),
+        }
     }
 
     /// Writes the ICMP error into `reply` if one is due and within the rate; else the packet is

@@ -6,7 +6,8 @@
 //! 2. [`offload`] checks the virtio metadata that came with it ([`offload::Offload`]).
 //! 3. [`forward`] decides: source check, [`route`] lookup in the [`snapshot`], TTL, size. The result
 //!    is a [`verdict::Verdict`]: deliver, send to a peer, answer, or drop for one
-//!    [`verdict::DropReason`].
+//!    [`verdict::DropReason`]. Where the host's kernel translates addresses, [`detour`] knows which
+//!    replies must pass it.
 //! 4. [`packet::icmp`] writes the answer a router owes, within [`limiter`]'s rate.
 //! 5. [`record`] frames the packet for the way to the peer node, and takes it apart there.
 //! 6. [`counters`] proves that every packet received has exactly one outcome.
@@ -19,6 +20,7 @@
 )]
 
 pub mod counters;
+pub mod detour;
 pub mod forward;
 pub mod ids;
 pub mod limiter;

@@ -6,12 +6,16 @@
 
 mod ownership;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::{
+    detour::Detours,
     ids::{Generation, PeerId, PortId},
     route::RouteTable,
     verdict::NextHop,
@@ -37,6 +41,11 @@ pub struct SnapshotBuilder {
     pub pods: Vec<(PortId, Vec<IpAddr>)>,
     /// Peers: all ranges and single host addresses they own.
     pub peers: Vec<(PeerId, Vec<IpNet>)>,
+    /// Addresses of the peers' hosts: their packets may come over the underlay, too.
+    pub peer_hosts: Vec<IpAddr>,
+    /// Where the host's kernel carries what is not for the fabric: the flows that pass through it. None:
+    /// such packets have no route.
+    pub detours: Option<Arc<Detours>>,
 }
 
 /// Why a desired state cannot become a snapshot.
@@ -71,6 +80,9 @@ pub struct Snapshot {
     routes: RouteTable,
     /// What each port may send from, sorted.
     sources: Box<[(PortId, IpAddr)]>,
+    /// Sorted.
+    peer_hosts: Box<[IpAddr]>,
+    detours: Option<Arc<Detours>>,
 }
 
 impl SnapshotBuilder {
@@ -82,7 +94,7 @@ impl SnapshotBuilder {
     /// # Errors
     ///
     /// [`SnapshotError`] names the first contradiction found.
-    pub fn build(self) -> Result<Snapshot, SnapshotError> {
+    pub fn build(mut self) -> Result<Snapshot, SnapshotError> {
         let hosts = self.host_addresses();
         ownership::check_nodes(&self.local_ranges, &hosts, &self.peers)?;
         ownership::check_pods(&self.local_ranges, &hosts, &self.pods)?;
@@ -105,6 +117,11 @@ impl SnapshotBuilder {
             gateway_v6: self.gateway_v6,
             routes: self.routes(&sources),
             sources: sources.into_boxed_slice(),
+            peer_hosts: {
+                self.peer_hosts.sort_unstable();
+                self.peer_hosts.into_boxed_slice()
+            },
+            detours: self.detours,
         })
     }
 
@@ -164,6 +181,20 @@ impl Snapshot {
         self.next_hop(source) == Some(NextHop::Peer(peer))
     }
 
+    /// Whether `addr` is of a peer's host, whose packets may come over the underlay, too.
+    ///
+    /// O(log n) in the peers.
+    #[must_use]
+    pub fn is_peer_host(&self, addr: IpAddr) -> bool {
+        self.peer_hosts.binary_search(&addr).is_ok()
+    }
+
+    /// The flows that pass through the host, where its kernel carries what is not for the fabric.
+    #[must_use]
+    pub fn detours(&self) -> Option<&Detours> {
+        self.detours.as_deref()
+    }
+
     /// This node's gateway address in the family of `addr`, if the fabric has that family here.
     #[must_use]
     pub fn gateway(&self, addr: IpAddr) -> Option<IpAddr> {
@@ -213,6 +244,7 @@ mod tests {
                 (PeerId(1), vec![net("10.0.2.0/24"), net("192.168.0.2/32")]),
                 (PeerId(2), vec![net("10.0.3.0/24"), net("10.0.3.1/32")]),
             ],
+            ..SnapshotBuilder::default()
         }
     }
 

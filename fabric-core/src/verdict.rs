@@ -78,6 +78,8 @@ drop_reasons! {
     PeerSourceNotAllowed = "PEER_SOURCE_NOT_ALLOWED",
     /// A peer sent to an address that is not local to this node.
     DestinationNotLocal = "DESTINATION_NOT_LOCAL",
+    /// An ICMP redirect of the host's kernel: routes are the fabric's to choose.
+    Redirect = "REDIRECT",
     /// Multicast or broadcast destination.
     Multicast = "MULTICAST",
     /// Link-local or loopback destination.

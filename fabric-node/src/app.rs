@@ -26,11 +26,15 @@ use crate::{
         host,
         in_force::InForce,
         last_good::LastGood,
+        outside::Outside,
     },
     dataplane::Dataplane,
     offloads,
     pki::identity::NodeIdentity,
-    sys::tun::{Tun, TunOffloads},
+    sys::{
+        sysctl::Sysctl,
+        tun::{Tun, TunOffloads},
+    },
     tunnel::{
         endpoint::EndpointContext,
         secrets::Secrets,
@@ -94,14 +98,18 @@ impl Node {
         let valid_until = identity.validity().not_after;
         let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
         let wanted = offloads::of_devices(config.dataplane.offloads);
-        let host_tun = Arc::new(host::open(wanted)?);
+        let sysctl = Sysctl::at(&config.host.proc_sys);
+        let host_tun = Arc::new(host::open(wanted, &sysctl)?);
         log_offloads(wanted, &host_tun, &dataplane);
         let in_force = InForce::new(config.node.clone(), dataplane.clone(), host_tun.clone())
-            .with_certificate_until(valid_until);
+            .with_certificate_until(valid_until)
+            .with_outside(Outside::begin(config.outside, &config.host)?);
         let in_force = Arc::new(in_force);
         in_force.set_desired(desired.clone())?;
+        in_force.restore_detours();
         dataplane.open_port(PortId::HOST, host_tun)?;
-        let links = KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?;
+        let links =
+            KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?.with_sysctl(sysctl);
         let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), links)?);
         attacher.restore();
         let watch = follow(path, desired, in_force.clone(), last_good)?;

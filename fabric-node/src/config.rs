@@ -42,9 +42,17 @@
 //!
 //! [admin]
 //! socket = "/run/fabric/admin.sock"
+//!
+//! [outside]
+//! via = "none" # or "host"
+//! masquerade = false
+//!
+//! [host]
+//! proc_sys = "/proc/sys"
 //! ```
 
 pub mod offloads;
+pub mod outside;
 pub mod place;
 
 use std::{
@@ -59,6 +67,7 @@ use thiserror::Error;
 
 use self::{
     offloads::Offloads,
+    outside::{HostConfig, OutsideConfig},
     place::{Misplaced, Source},
 };
 use crate::node_id::NodeId;
@@ -134,6 +143,10 @@ pub struct NodeConfig {
     pub cni: CniConfig,
     /// `[admin]`: the socket that the operator's tool calls.
     pub admin: SocketConfig,
+    /// `[outside]`: what becomes of packets to addresses that nobody in the fabric has.
+    pub outside: OutsideConfig,
+    /// `[host]`: where the host's settings are.
+    pub host: HostConfig,
 }
 
 /// `[source]`
@@ -318,6 +331,10 @@ struct Document {
     cni: CniTable,
     #[serde(default)]
     admin: SocketTable,
+    #[serde(default)]
+    outside: OutsideConfig,
+    #[serde(default)]
+    host: HostConfig,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -377,6 +394,7 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
     let node = NodeId::new(&document.node).map_err(|problem| source.at_key("node", problem))?;
     check_ranges(source, &document)?;
     check_paths(source, &document)?;
+    document.outside.check(source)?;
     let offloads = document.dataplane.offloads.complete(source)?;
     let socket = |key: &str, socket: Option<PathBuf>, default: &str| {
         let socket = socket.unwrap_or_else(|| document.run_dir.join(default));
@@ -408,6 +426,8 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
             ..document.dataplane
         },
         tunnel: document.tunnel,
+        outside: document.outside,
+        host: document.host,
     })
 }
 
@@ -426,6 +446,7 @@ fn check_paths(source: &Source<'_>, document: &Document) -> Result<(), Misplaced
         ("identity.key", Some(&identity.key)),
         ("cni.socket", document.cni.socket.as_ref()),
         ("admin.socket", document.admin.socket.as_ref()),
+        ("host.proc_sys", Some(&document.host.proc_sys)),
     ]
     .into_iter()
     .chain(roots)

@@ -26,6 +26,7 @@ use fabric_node::{
     sys::{
         netlink::{LinkSettings, Netlink},
         netns::Netns,
+        sysctl::Sysctl,
         tun::{Tun, TunError, TunOffloads},
     },
     tunnel::{
@@ -86,7 +87,7 @@ fn start() -> InForce {
     Netlink::connect().unwrap().set_loopback_up().unwrap();
     let underlay = ["127.0.0.1:7946".parse().unwrap()];
     let dataplane = Arc::new(Dataplane::start(&context, &underlay).unwrap());
-    let host_tun = Arc::new(host::open(TunOffloads::ALL).unwrap());
+    let host_tun = Arc::new(host::open(TunOffloads::ALL, &Sysctl::default()).unwrap());
     InForce::new(id("a"), dataplane, host_tun)
 }
 
@@ -166,8 +167,8 @@ fn an_expired_certificate_is_a_problem() {
 fn the_host_device_is_for_nobody_else() {
     use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
     in_a_namespace(|| {
-        drop(host::open(TunOffloads::ALL).unwrap());
-        drop(host::open(TunOffloads::ALL).expect("the daemon itself can"));
+        drop(host::open(TunOffloads::ALL, &Sysctl::default()).unwrap());
+        drop(host::open(TunOffloads::ALL, &Sysctl::default()).expect("the daemon itself can"));
         let nothing = CapabilitySets {
             effective: CapabilitySet::empty(),
             permitted: CapabilitySet::empty(),

@@ -14,6 +14,7 @@ pub mod load;
 pub mod machine;
 pub mod matrix;
 pub mod operator;
+pub mod outside;
 pub mod page;
 pub mod pings;
 pub mod plugin;

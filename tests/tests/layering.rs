@@ -33,7 +33,7 @@ const NOT_IN_CORE: [&str; 10] = [
 
 /// What fabric-core may use of the standard library, and the modules out of which it may use only a
 /// part. All others have I/O, clocks, threads or the process in them, or have not been looked at.
-const STD_IN_CORE: [&str; 17] = [
+const STD_IN_CORE: [&str; 18] = [
     "std::array::",
     "std::borrow::",
     "std::cmp::",
@@ -49,6 +49,8 @@ const STD_IN_CORE: [&str; 17] = [
     "std::num::",
     "std::ops::",
     "std::sync::Arc",
+    // Numbers that threads share without waiting for each other.
+    "std::sync::atomic::",
     "std::time::Duration",
     // Those who call say what time it is: there is a type for it here, but no clock.
     "std::time::Instant",

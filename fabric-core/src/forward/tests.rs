@@ -13,6 +13,7 @@ mod against_model;
 mod answers;
 mod draft;
 mod sources;
+mod through_the_host;
 
 use std::num::NonZeroU16;
 

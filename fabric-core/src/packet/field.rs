@@ -26,6 +26,8 @@ pub(crate) mod tcp {
     pub(crate) const CHECKSUM: u16 = 16;
 
     pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
     pub(crate) const PSH: u8 = 0x08;
     pub(crate) const ACK: u8 = 0x10;
     pub(crate) const ECE: u8 = 0x40;

@@ -5,6 +5,7 @@ pub(crate) mod field;
 pub mod fragment;
 pub mod icmp;
 pub mod parse;
+pub mod quote;
 pub mod rewrite;
 
 pub use parse::{Fragment, HEADER_PREFIX_LEN, Headers, Transport, parse};

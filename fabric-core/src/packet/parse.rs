@@ -276,21 +276,25 @@ fn parse_ipv6(prefix: &[u8], available: usize) -> Result<Headers, DropReason> {
     })
 }
 
-fn address_v6(bytes: &[u8]) -> Result<IpAddr, DropReason> {
+pub(super) fn address_v6(bytes: &[u8]) -> Result<IpAddr, DropReason> {
     let octets: &[u8; 16] = bytes.first_chunk().ok_or(DropReason::Truncated)?;
     Ok(IpAddr::V6(Ipv6Addr::from(*octets)))
 }
 
 /// What the walk along the extension headers ends at.
-struct Chain {
-    protocol: u8,
-    transport_offset: u16,
-    fragment: Fragment,
+pub(super) struct Chain {
+    pub(super) protocol: u8,
+    pub(super) transport_offset: u16,
+    pub(super) fragment: Fragment,
 }
 
 /// RFC 8200 4: follows the extension headers to the upper layer, or to the end of what a later
 /// fragment tells.
-fn walk_extensions(prefix: &[u8], packet_len: usize, first: u8) -> Result<Chain, DropReason> {
+pub(super) fn walk_extensions(
+    prefix: &[u8],
+    packet_len: usize,
+    first: u8,
+) -> Result<Chain, DropReason> {
     let mut next = first;
     let mut offset = IPV6_HEADER_LEN;
     let mut fragment = Fragment::Whole;

@@ -9,6 +9,8 @@
     reason = "numbers are checked by the tests that use them"
 )]
 
+pub mod outside;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;

@@ -24,6 +24,7 @@ use super::{
 use crate::sys::{
     netlink::{self, Link, LinkSettings, Netlink, NetlinkError, RouteSpec},
     netns::{Netns, NetnsError, NetnsId},
+    sysctl::Sysctl,
     tun::{self, Tun, TunError, TunOffloads, TunOwner},
 };
 
@@ -177,6 +178,7 @@ pub struct KernelLinks {
     offloads: TunOffloads,
     roots: NetnsRoots,
     owner: TunOwner,
+    sysctl: Sysctl,
 }
 
 impl KernelLinks {
@@ -191,14 +193,21 @@ impl KernelLinks {
             offloads,
             roots,
             owner: TunOwner::of_daemon_in(home),
+            sysctl: Sysctl::default(),
         })
+    }
+
+    /// Finds the kernel's settings elsewhere than in `/proc/sys`; in a pod's namespace they are the pod's.
+    #[must_use]
+    pub fn with_sysctl(self, sysctl: Sysctl) -> Self {
+        Self { sysctl, ..self }
     }
 
     /// Makes `tun` a pod's device: for nobody else, with addresses and routes, and there to stay.
     fn finish(&self, tun: Tun, plan: &InterfacePlan) -> Result<Tun, LinkError> {
         tun.set_owner(self.owner)
             .map_err(failed("set the owner of the device"))?;
-        configure(plan)?;
+        configure(plan, &self.sysctl)?;
         // Last, so that every failure above takes a new device with it.
         tun.set_persistent(true)
             .map_err(failed("make the device outlive the daemon"))?;
@@ -334,13 +343,15 @@ fn can_tell(path: &Path) -> bool {
 }
 
 /// Brings the interface to what the plan says; what is so already stays.
-fn configure(plan: &InterfacePlan) -> Result<(), LinkError> {
+fn configure(plan: &InterfacePlan, sysctl: &Sysctl) -> Result<(), LinkError> {
     let netlink = Netlink::connect()?;
     let index =
         netlink::index_of(&plan.ifname).map_err(failed("find the device that was just made"))?;
     if plan.addresses.iter().any(IpAddr::is_ipv6) {
         // Runtimes may start a namespace with IPv6 off.
-        netlink::enable_ipv6(&plan.ifname).map_err(failed("turn on IPv6 in the namespace"))?;
+        sysctl
+            .enable_ipv6(&plan.ifname)
+            .map_err(failed("turn on IPv6 in the namespace"))?;
     }
     netlink.configure_link(
         index,

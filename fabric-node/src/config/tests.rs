@@ -40,6 +40,10 @@ fn defaults_fill_in() {
         admin: SocketConfig {
             socket: "/run/fabric/admin.sock".into(),
         },
+        outside: OutsideConfig::default(),
+        host: HostConfig {
+            proc_sys: "/proc/sys".into(),
+        },
     };
     assert_eq!(config, wanted);
     assert!((1..=WORKERS_DEFAULT_MAX).contains(&config.dataplane.worker_count()));
@@ -84,7 +88,7 @@ fn faults_are_located() {
         ),
         (
             "node = \"a\"\nnodes = 3\n",
-            "fabric.toml:2:1: nodes: unknown field `nodes`, expected one of `node`, `state_dir`, `run_dir`, `source`, `identity`, `dataplane`, `tunnel`, `cni`, `admin`",
+            "fabric.toml:2:1: nodes: unknown field `nodes`, expected one of `node`, `state_dir`, `run_dir`, `source`, `identity`, `dataplane`, `tunnel`, `cni`, `admin`, `outside`, `host`",
         ),
         (
             "node = \"a\"\n[tunnel]\nidle_timeout = 3\n",
@@ -125,6 +129,18 @@ fn faults_are_located() {
         (
             "node = \"a\"\n[cni]\nnetns_roots = [\"/ok\", \"pods\"]\n",
             "fabric.toml:3:15: cni.netns_roots: pods is relative: use an absolute path",
+        ),
+        (
+            "node = \"a\"\n[outside]\nvia = \"nat\"\n",
+            "fabric.toml:3:7: outside.via: unknown variant `nat`, expected `none` or `host`",
+        ),
+        (
+            "node = \"a\"\n[outside]\nmasquerade = true\n",
+            "fabric.toml:3:14: outside.masquerade: nothing leaves by the host: set `via = \"host\"` as well",
+        ),
+        (
+            "node = \"a\"\nhost.proc_sys = \"sys\"\n",
+            "fabric.toml:2:17: host.proc_sys: sys is relative: use an absolute path",
         ),
         (
             "node = \"a\"\n[cni]\nsocket = 3\n",

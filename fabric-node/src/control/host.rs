@@ -13,9 +13,11 @@ use anyhow::Context as _;
 use fabric_core::snapshot::POD_MTU;
 use ipnet::IpNet;
 
+use super::outside;
 use crate::sys::{
-    netlink::{LinkSettings, Netlink, NetlinkError, RouteSpec, enable_ipv6},
+    netlink::{LinkSettings, Netlink, NetlinkError, RouteSpec},
     netns::Netns,
+    sysctl::Sysctl,
     tun::{Tun, TunOffloads, TunOwner},
 };
 
@@ -31,7 +33,7 @@ const UNDERLAY_MTU_DEFAULT: u16 = 1500;
 /// # Errors
 ///
 /// The device cannot be made; the message says what is missing.
-pub fn open(wanted: TunOffloads) -> anyhow::Result<Tun> {
+pub fn open(wanted: TunOffloads, sysctl: &Sysctl) -> anyhow::Result<Tun> {
     let tun = Tun::open(HOST_DEVICE, wanted)?;
     let home = Netns::current()?.identity();
     tun.set_owner(TunOwner::of_daemon_in(home))
@@ -39,7 +41,9 @@ pub fn open(wanted: TunOffloads) -> anyhow::Result<Tun> {
     tun.set_persistent(true).context("fabric0: TUNSETPERSIST")?;
     let netlink = Netlink::connect()?;
     let index = index_of(&netlink)?;
-    enable_ipv6(HOST_DEVICE).context("fabric0: enabling IPv6")?;
+    sysctl
+        .enable_ipv6(HOST_DEVICE)
+        .context("fabric0: enabling IPv6")?;
     netlink.configure_link(
         index,
         LinkSettings {
@@ -124,17 +128,18 @@ fn index_of(netlink: &Netlink) -> anyhow::Result<u32> {
         .index)
 }
 
-/// Takes `fabric0` away, with its addresses and routes.
+/// Takes `fabric0` away, with its addresses and routes, and what makes the host the way to the outside.
 ///
 /// # Errors
 ///
 /// What the kernel said.
-pub fn remove() -> Result<(), NetlinkError> {
+pub fn remove() -> anyhow::Result<()> {
+    let withdrawn = outside::withdraw();
     let netlink = Netlink::connect()?;
-    match netlink.link(HOST_DEVICE)? {
-        Some(link) => netlink.delete_link(link.index),
-        None => Ok(()),
+    if let Some(link) = netlink.link(HOST_DEVICE)? {
+        netlink.delete_link(link.index)?;
     }
+    withdrawn
 }
 
 /// The smallest MTU among the interfaces that have the `underlay` addresses (bytes).

@@ -23,7 +23,10 @@ use ipnet::IpNet;
 use super::{
     desired::{DesiredState, NodeSpec},
     host,
-    reconcile::{PeerIds, allocation_range, gateway_of, host_routes, snapshot_inputs},
+    outside::Outside,
+    reconcile::{
+        PeerIds, allocation_range, gateway_of, host_routes, snapshot_inputs, surroundings,
+    },
 };
 use crate::{
     causes::with_causes,
@@ -45,6 +48,8 @@ pub struct InForce {
     started: Instant,
     /// Last second in which this node's certificate is valid (since 1970), if there is one.
     certificate_end: Option<i64>,
+    /// The host as the way to what is not the fabric's, if it is that.
+    outside: Option<Outside>,
 }
 
 /// One attached pod.
@@ -90,6 +95,7 @@ impl InForce {
             }),
             started: Instant::now(),
             certificate_end: None,
+            outside: None,
         }
     }
 
@@ -101,6 +107,12 @@ impl InForce {
             certificate_end: Some(not_after),
             ..self
         }
+    }
+
+    /// Makes the host the way to what is not the fabric's, if it is to be that.
+    #[must_use]
+    pub fn with_outside(self, outside: Option<Outside>) -> Self {
+        Self { outside, ..self }
     }
 
     /// Puts a new desired state in force. What cannot be put in force changes nothing.
@@ -134,6 +146,9 @@ impl InForce {
 
     /// Configures the host's device again if the last attempt failed.
     pub fn mend_host(&self) {
+        if let Some(outside) = &self.outside {
+            outside.look();
+        }
         let mut state = self.lock();
         if state.host_problem.is_some() {
             self.configure_host(&mut state);
@@ -145,7 +160,12 @@ impl InForce {
         let result = host_routes(&state.desired, &self.local)
             .map_err(Into::into)
             .and_then(|ranges| host::configure(&gateways.unwrap_or_default(), &ranges));
+        let outside = self.outside.as_ref().map_or(Ok(()), |outside| {
+            let surroundings = surroundings(&state.desired, &self.local)?;
+            outside.configure(&surroundings)
+        });
         let problem = result
+            .and(outside)
             .err()
             .map(|error| format!("fabric0: {}", with_causes(&error)));
         if problem != state.host_problem {
@@ -234,13 +254,17 @@ impl InForce {
             .map(|entry| (entry.port, entry.attachment.addresses.clone()))
             .collect();
         let generation = Generation(state.generation.0 + 1);
-        let (builder, targets) = snapshot_inputs(
+        let (mut builder, targets) = snapshot_inputs(
             &state.desired,
             &self.local,
             &pods,
             &mut state.peer_ids,
             generation,
         )?;
+        builder.detours = self
+            .outside
+            .as_ref()
+            .map(|outside| outside.detours().clone());
         let snapshot = builder
             .build()
             .with_context(|| format!("the state of node {} cannot be put in force", self.local))?;
@@ -264,6 +288,21 @@ impl InForce {
             peers,
         });
         Ok(())
+    }
+
+    /// Takes over the flows through the host that the kernel knows, before the first port is read.
+    pub fn restore_detours(&self) {
+        if let Some(outside) = &self.outside {
+            outside.restore(&self.dataplane.published().snapshot);
+        }
+    }
+
+    /// Flows through the host that are remembered now, and those that had to be forgotten for want of room
+    /// since the start; `None` where nothing passes through the host.
+    #[must_use]
+    pub fn detours(&self) -> Option<(usize, u64)> {
+        let detours = self.outside.as_ref()?.detours();
+        Some((detours.len(Instant::now()), detours.evicted()))
     }
 
     /// This node's name.

@@ -7,4 +7,5 @@ pub mod file;
 pub mod host;
 pub mod in_force;
 pub mod last_good;
+pub mod outside;
 pub mod reconcile;

@@ -14,7 +14,10 @@ use fabric_core::{
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::desired::{DesiredState, NodeSpec};
+use super::{
+    desired::{DesiredState, NodeSpec},
+    outside::Surroundings,
+};
 use crate::{node_id::NodeId, tunnel::membership::PeerTarget};
 
 /// Why a desired state cannot be put in force.
@@ -86,10 +89,12 @@ pub fn snapshot_inputs(
         }
     }
     let mut peers = Vec::new();
+    let mut peer_hosts = Vec::new();
     let mut targets = Vec::new();
     for (node, spec) in desired.nodes.iter().filter(|(node, _)| *node != local) {
         let id = peer_ids.id_of(node)?;
         peers.push((id, owned_ranges(spec)));
+        peer_hosts.extend(node_addresses(spec));
         targets.push(PeerTarget {
             id,
             node: node.clone(),
@@ -105,6 +110,8 @@ pub fn snapshot_inputs(
         host_addresses: host_addresses.into_iter().collect(),
         pods: attachments.to_vec(),
         peers,
+        peer_hosts,
+        detours: None,
     };
     Ok((builder, targets))
 }
@@ -128,6 +135,25 @@ pub fn host_routes(desired: &DesiredState, local: &NodeId) -> Result<Vec<IpNet>,
         .copied()
         .collect();
     Ok(routes.into_iter().collect())
+}
+
+/// What the host must know of the nodes to be the way to the outside.
+///
+/// # Errors
+///
+/// [`ReconcileError::LocalNodeMissing`].
+pub fn surroundings(
+    desired: &DesiredState,
+    local: &NodeId,
+) -> Result<Surroundings, ReconcileError> {
+    let spec = local_spec(desired, local)?;
+    let others = desired.nodes.iter().filter(|(node, _)| *node != local);
+    Ok(Surroundings {
+        gateways: gateways(spec).collect(),
+        ranges: spec.pod_cidrs.clone(),
+        own_hosts: node_addresses(spec).collect(),
+        peer_hosts: others.flat_map(|(_, spec)| node_addresses(spec)).collect(),
+    })
 }
 
 /// The gateway address of a pod range: the first address after the network's own. None where the
@@ -282,6 +308,10 @@ mod tests {
             (PeerId(1), nets(&["2001:db8::3/128", "fd00:3::/64"])),
         ];
         assert_eq!(builder.peers, wanted);
+        assert_eq!(
+            builder.peer_hosts,
+            ips(&["192.0.2.2", "192.0.2.2", "2001:db8::2", "2001:db8::3"])
+        );
         let underlay: Vec<SocketAddr> = vec!["[2001:db8::3]:7946".parse().unwrap()];
         assert_eq!(targets.len(), 2);
         assert_eq!(

@@ -22,7 +22,10 @@ use super::{
     underlay::inside,
 };
 use crate::{
-    config::offloads::{Offload, Offloads},
+    config::{
+        offloads::{Offload, Offloads},
+        outside::OutsideConfig,
+    },
     terminal::{exit::Failure, output::Output},
 };
 
@@ -278,6 +281,7 @@ fn options(
         families: network.families(),
         underlay: network.underlay,
         offloads: network.offloads(),
+        outside: OutsideConfig::default(),
         bin_dir,
         wrappers: Wrappers::default(),
     })

@@ -20,7 +20,7 @@ use super::{
     underlay::inside,
 };
 use crate::{
-    config::offloads::Offloads,
+    config::{offloads::Offloads, outside::OutsideConfig},
     node_id::NodeId,
     pki::{
         authority,
@@ -47,6 +47,8 @@ struct NodeConfig<'a> {
     source: Source,
     identity: Identity,
     cni: Cni<'a>,
+    #[serde(skip_serializing_if = "OutsideConfig::is_none")]
+    outside: OutsideConfig,
 }
 
 #[derive(Serialize)]
@@ -123,6 +125,7 @@ pub fn prepare(state: &LabState) -> anyhow::Result<()> {
                 // An ordinary user's namespaces are in the lab's own folder.
                 netns_roots: worker.netns.parent().into_iter().collect(),
             },
+            outside: state.outside,
         };
         write_toml(&worker.config_file(), &config)?;
         if !state.offloads.are_all() {

@@ -14,7 +14,7 @@ use super::{
     place::Place,
     state::{LabState, Pod, STATE_VERSION, Worker, Wrappers},
 };
-use crate::config::offloads::Offloads;
+use crate::config::{offloads::Offloads, outside::OutsideConfig};
 
 /// Most workers in one lab: each is a process with several threads.
 pub const WORKERS_MAX: usize = 64;
@@ -104,6 +104,8 @@ pub struct LabOptions {
     pub underlay: Option<Family>,
     /// Offloads that the daemons use.
     pub offloads: Offloads,
+    /// What becomes of packets that nobody in the fabric is meant by.
+    pub outside: OutsideConfig,
     /// Folder of the programs `fabric-node` and `fabric-cni`.
     pub bin_dir: PathBuf,
     /// Commands that the programs are run under.
@@ -121,6 +123,7 @@ impl LabOptions {
             families: Families::Dual,
             underlay: None,
             offloads: Offloads::ALL,
+            outside: OutsideConfig::default(),
             bin_dir,
             wrappers: Wrappers::default(),
         }
@@ -202,6 +205,7 @@ pub fn lay_out(options: &LabOptions, place: &Place) -> anyhow::Result<LabState> 
         wrappers: options.wrappers.clone(),
         underlay_mtu: options.underlay_mtu,
         offloads: options.offloads,
+        outside: options.outside,
         netns_dir_made: false,
         holder: None,
         workers,

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::offloads::Offloads;
+use crate::config::{offloads::Offloads, outside::OutsideConfig};
 
 /// Layout of the file; a file with another number is refused.
 pub const STATE_VERSION: u32 = 1;
@@ -44,6 +44,9 @@ pub struct LabState {
     /// Offloads that the daemons use.
     #[serde(default, skip_serializing_if = "Offloads::are_all")]
     pub offloads: Offloads,
+    /// What becomes of packets that nobody in the fabric is meant by.
+    #[serde(default, skip_serializing_if = "OutsideConfig::is_none")]
+    pub outside: OutsideConfig,
     /// Whether the mount that holds the namespace files was made for this lab.
     pub netns_dir_made: bool,
     /// Process that keeps the user and mount namespace of an ordinary user's lab alive.

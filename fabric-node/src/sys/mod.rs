@@ -3,10 +3,12 @@
 
 pub mod capture;
 pub mod child;
+pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod peer;
 pub mod sched;
+pub mod sysctl;
 pub mod tcp;
 pub mod tun;
 pub mod udp;

@@ -9,12 +9,12 @@
 //! [`super::netns::Netns::run`].
 
 mod message;
+pub mod policy;
 
 use std::{
-    fs, io,
+    io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd},
-    path::Path,
 };
 
 use futures_util::TryStreamExt;
@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tokio::runtime::{self, Runtime};
 
-use super::{netns::Netns, tun::TunOwner};
+use super::{netns::Netns, sysctl::Sysctl, tun::TunOwner};
 
 /// Why a request failed. `request` says what was asked, as in "add address 10.0.0.1/32 to link 3".
 #[derive(Debug, Error)]
@@ -482,33 +482,13 @@ impl Netlink {
     }
 }
 
-/// Lets `ifname` of the calling thread's namespace carry IPv6: some images and runtimes disable it
-/// by default. Address detection and router advertisements are turned off, which mean nothing on a
-/// point-to-point device. A kernel without IPv6 has none of these settings, which is no error.
+/// As [`Sysctl::enable_ipv6`], for the calling thread's namespace and the kernel's own `/proc/sys`.
 ///
 /// # Errors
 ///
 /// What the kernel said, with the setting's path.
 pub fn enable_ipv6(ifname: &str) -> io::Result<()> {
-    let folder = Path::new("/proc/sys/net/ipv6/conf").join(ifname);
-    for setting in ["disable_ipv6", "accept_dad", "accept_ra"] {
-        let path = folder.join(setting);
-        match fs::read(&path) {
-            // Where /proc/sys is read-only, a value that is right already must do.
-            Ok(value) if value.trim_ascii() == b"0" => {}
-            Ok(_) => fs::write(&path, "0").map_err(|error| at(&path, &error))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(at(&path, &error)),
-        }
-    }
-    Ok(())
-}
-
-fn at(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("cannot set {} to 0: {error}", path.display()),
-    )
+    Sysctl::default().enable_ipv6(ifname)
 }
 
 fn refusal(request: String, error: rtnetlink::Error) -> NetlinkError {

@@ -234,6 +234,7 @@ impl Fabric {
                 .iter()
                 .map(|(other, _)| (peer_id(*other), ranges(*other)))
                 .collect(),
+            ..SnapshotBuilder::default()
         }
         .build()
         .unwrap();

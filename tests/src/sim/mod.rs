@@ -99,6 +99,7 @@ impl Sim {
                         .filter(|peer| *peer != node)
                         .map(|peer| (peer_id(peer), range(peer)))
                         .collect(),
+                    ..SnapshotBuilder::default()
                 };
                 Node {
                     snapshot: builder.build().expect("a state without contradictions"),

@@ -18,7 +18,12 @@ use std::{
 };
 
 use allocation_counter::measure;
-use fabric_core::{ids::Generation, snapshot::SnapshotBuilder};
+use fabric_core::{
+    detour::Detours,
+    ids::Generation,
+    snapshot::SnapshotBuilder,
+    testing::packets::{Ip, udp},
+};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::*;
@@ -84,6 +89,41 @@ fn the_local_path_does_not_allocate() {
     // Half of them are acknowledgements.
     assert!((after.bytes - before.bytes) / packets > 10_000);
     assert_eq!(counted.count_total, 0, "{packets} packets");
+}
+
+/// What passes through the host costs no allocation either: it is remembered and found again.
+#[test]
+fn detours_do_not_allocate() {
+    let snapshot = SnapshotBuilder {
+        gateway_v4: Some(address(0, 1)),
+        local_ranges: vec![range(0)],
+        pods: vec![(PortId(2), vec![address(0, 2).into()])],
+        peers: vec![(PeerId(1), vec![range(1)])],
+        detours: Some(Arc::new(Detours::new([1, 2], Instant::now()))),
+        ..SnapshotBuilder::default()
+    };
+    let snapshot = snapshot.build().unwrap();
+    let (pod, backend) = (address(0, 2), address(1, 2));
+    let mut packets: Vec<_> = (1..=1_000_u16)
+        .map(|port| {
+            let there = udp(&Ip::between(pod, backend), port, 80, b"x");
+            (there, udp(&Ip::between(backend, pod), 80, port, b"x"))
+        })
+        .collect();
+    let (mut forwarder, mut reply) = (Forwarder::default(), Vec::with_capacity(1280));
+    let counted = measure(|| {
+        for (there, back) in &mut packets {
+            let headers = parse(there, there.len()).unwrap();
+            let now = Instant::now();
+            let (none, host) = (Offload::NONE, PortId::HOST);
+            let sent = forwarder.egress(&snapshot, host, there, &headers, none, now, &mut reply);
+            assert_eq!(sent, Verdict::Send(PeerId(1)));
+            let headers = parse(back, back.len()).unwrap();
+            let came = forwarder.ingress(&snapshot, PeerId(1), back, &headers, now, &mut reply);
+            assert_eq!(came, Verdict::Deliver(host));
+        }
+    });
+    assert_eq!(counted.count_total, 0);
 }
 
 /// Between nodes small packets, in bursts or one by one, cost no allocation on either node. Super-packets
@@ -389,6 +429,8 @@ fn published(node: u8, ports: &[Port], others: &[u8]) -> Published {
             .iter()
             .map(|&other| (PeerId(other.into()), vec![range(other)]))
             .collect(),
+        // The table is asked for each packet between pods, and has nothing to say about it.
+        detours: Some(Arc::new(Detours::new([1, 2], Instant::now()))),
         ..SnapshotBuilder::default()
     };
     let peer = |&other: &u8| Peer {

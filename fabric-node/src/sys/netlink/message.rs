@@ -140,6 +140,13 @@ pub(super) fn route(spec: &RouteSpec) -> RouteMessage {
     message
 }
 
+/// The same in another table than the main one.
+pub(super) fn in_table(mut message: RouteMessage, table: u32) -> RouteMessage {
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes.push(RouteAttribute::Table(table));
+    message
+}
+
 /// The higher the metric, the later a route's turn.
 pub(super) fn route_with_metric(spec: &RouteSpec, metric: u32) -> RouteMessage {
     let mut message = route(spec);
@@ -179,14 +186,27 @@ fn base(spec: &RouteSpec) -> RouteMessage {
 }
 
 /// None for what is no ordinary route: other tables, other types, the kernel's own for addresses.
+pub(super) fn route_of(message: &RouteMessage) -> Option<RouteSpec> {
+    route_in(message, RouteHeader::RT_TABLE_MAIN.into())
+}
+
+/// As [`route_of`], of another table.
 #[allow(
     clippy::wildcard_enum_match_arm,
     reason = "a foreign enum without end, of which a few attributes matter"
 )]
-pub(super) fn route_of(message: &RouteMessage) -> Option<RouteSpec> {
+pub(super) fn route_in(message: &RouteMessage, wanted: u32) -> Option<RouteSpec> {
     let header = &message.header;
+    // Numbers beyond a byte are in an attribute.
+    let large = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        });
     if header.kind != RouteType::Unicast
-        || header.table != RouteHeader::RT_TABLE_MAIN
+        || large.unwrap_or_else(|| header.table.into()) != wanted
         || header.protocol == RouteProtocol::Kernel
     {
         return None;

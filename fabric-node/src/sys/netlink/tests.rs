@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::slice;
+
 use super::*;
 use crate::sys::tun::{Tun, TunOffloads};
 
@@ -172,10 +174,53 @@ fn an_underlay_can_be_built() {
 #[test]
 fn ipv6_can_be_enabled() {
     in_new_netns(|netlink| {
-        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let (_tun, index) = device(&netlink);
         netlink.add_address(index, net("fd00::7/128")).unwrap();
         assert_eq!(netlink.addresses(index).unwrap(), [net("fd00::7/128")]);
         enable_ipv6("no-such-device").unwrap();
+    });
+}
+
+/// A rule and the routes of its table are read back as they were set, are there once however often they
+/// are set, and go again; the main table has none of them.
+#[test]
+fn a_table_of_our_own_reads_back() {
+    use super::policy::RuleSpec;
+    const TABLE: u32 = 7946;
+    in_new_netns(|netlink| {
+        let (_tun, index) = device(&netlink);
+        let main = netlink.routes(index).unwrap();
+        for (ipv6, destination) in [(false, "10.90.0.2/32"), (true, "fd90::2/128")] {
+            let rule = RuleSpec {
+                ipv6,
+                priority: 7946,
+                input: "eth0".into(),
+                table: TABLE,
+            };
+            let route = RouteSpec {
+                destination: net(destination),
+                index,
+                source: None,
+                gateway: None,
+                mtu: None,
+            };
+            for _ in 0..2 {
+                netlink.add_rule(&rule).unwrap();
+                netlink.replace_route_in(TABLE, &route).unwrap();
+            }
+            assert_eq!(netlink.rules(ipv6, TABLE).unwrap(), slice::from_ref(&rule));
+            assert_eq!(netlink.rules(ipv6, TABLE + 1).unwrap(), []);
+            assert_eq!(netlink.routes_in(TABLE).unwrap(), slice::from_ref(&route));
+            assert_eq!(netlink.routes(index).unwrap(), main);
+            netlink.delete_rule(&rule).unwrap();
+            netlink.delete_route_in(TABLE, &route).unwrap();
+            assert_eq!(netlink.rules(ipv6, TABLE).unwrap(), []);
+            assert_eq!(netlink.routes_in(TABLE).unwrap(), []);
+            assert!(matches!(
+                netlink.delete_rule(&rule),
+                Err(NetlinkError::NotFound { .. })
+            ));
+        }
     });
 }

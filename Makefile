@@ -11,6 +11,7 @@ CARGO ?= cargo
 LOCKED := --locked
 PRODUCT := -p fabric-node -p fabric-cni --bins
 
+VERSION := $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # Where toolchains and system programs are, for shells that have not read a profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/cargo/bin:/usr/local/go/bin:/usr/sbin:/sbin
@@ -48,7 +49,7 @@ BENCH_FLAME_ARGS ?=
 BENCH_LIMITS_ARGS ?=
 BENCH_OFFLOADS_ARGS ?=
 
-.PHONY: help demo test build install-deps fmt fmt-check lint doc unit netns lab runtimes bench-check \
+.PHONY: help demo test build image manifest install-deps fmt fmt-check lint doc unit netns lab runtimes bench-check \
 	bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads fuzz soak churn deny clean-lab
 
 help: ## List the targets
@@ -68,6 +69,18 @@ install-deps: ## Install what the other targets need, or say what is missing
 
 build: ## Build the programs fabric, fabric-node and fabric-cni (release)
 	$(CARGO) build $(LOCKED) --release $(PRODUCT)
+
+# Programs of the image need no shared library. With a target that is named, the flag is not for proc macros, which
+# are shared libraries themselves.
+HOST = $(shell PATH='$(PATH)' rustc -vV | sed -n 's/^host: //p')
+IMAGE_PROGRAMS := -p fabric-node --bin fabric-node -p fabric-cni --bin fabric-cni
+
+image: ## The container image, target/image/fabric-VERSION.tar, of static programs
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build $(LOCKED) --release --target $(HOST) $(IMAGE_PROGRAMS)
+	scripts/image $(TARGET_DIR)/$(HOST)/release $(TARGET_DIR)/image/fabric-$(VERSION).tar
+
+manifest: ## Render the Helm chart into deploy/kubernetes/*.yaml; needs helm 4, or HELM=program
+	scripts/manifest $(HELM)
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
@@ -98,7 +111,7 @@ lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile p
 SANDBOX := scripts/sandbox
 TEST_RUNTIMES := $(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(RUNTIME_TESTS))
 
-runtimes: build ## Tests under real container runtimes: containerd, podman, CRI; needs root
+runtimes: build image ## Tests under real container runtimes: containerd, podman, CRI; needs root
 	$(TEST_RUNTIMES) --no-run
 	$(SANDBOX) $(TEST_RUNTIMES) $(ONE_AT_A_TIME)
 

@@ -5,6 +5,7 @@
 //! and SIGINT pods keep their devices; their traffic waits for the next daemon.
 
 use std::{
+    future::Future,
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -16,9 +17,17 @@ use fabric_core::ids::PortId;
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
-    admin::{server as admin_server, view::NodeView},
+    admin::{
+        metrics::{self, MetricsListener},
+        server as admin_server,
+        view::{NodeView, SourceContact},
+    },
     causes::with_causes,
-    cni::{attach::Attacher, links::KernelLinks, roots::NetnsRoots, server::CniServer},
+    cli::install::write_list,
+    cni::{
+        attach::{Attacher, Fabric as _},
+        conflist, links::KernelLinks, roots::NetnsRoots, server::CniServer,
+    },
     config::{self, NodeConfig, SourceConfig},
     control::{
         desired::{DesiredState, NodeSpec},
@@ -84,6 +93,7 @@ struct Node {
     in_force: Arc<InForce>,
     wanted: TunOffloads,
     attacher: Arc<Attacher>,
+    contact: Arc<SourceContact>,
     /// Ends when it is dropped.
     _watch: FileWatch,
 }
@@ -94,7 +104,12 @@ impl Node {
         let identity = load_identity(config)?;
         let last_good = LastGood::new(&config.state_dir);
         let SourceConfig::File { path } = &config.source;
-        let desired = last_good.begin_with(file::read_directory(path), SystemTime::now())?;
+        let contact = Arc::new(SourceContact::default());
+        let read = file::read_directory(path);
+        if read.is_ok() {
+            contact.confirm(SystemTime::now());
+        }
+        let desired = last_good.begin_with(read, SystemTime::now())?;
         let valid_until = identity.validity().not_after;
         let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
         let wanted = offloads::of_devices(config.dataplane.offloads);
@@ -112,11 +127,12 @@ impl Node {
             KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?.with_sysctl(sysctl);
         let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), links)?);
         attacher.restore();
-        let watch = follow(path, desired, in_force.clone(), last_good)?;
+        let watch = follow(path, desired, in_force.clone(), last_good, contact.clone())?;
         Ok(Self {
             in_force,
             wanted,
             attacher,
+            contact,
             _watch: watch,
         })
     }
@@ -124,20 +140,35 @@ impl Node {
     async fn serve(self, config: &NodeConfig) -> anyhow::Result<()> {
         let (stop, stopped) = watch::channel(false);
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
-        let view = Arc::new(NodeView::new(
+        let view = NodeView::new(
             self.in_force.clone(),
             self.wanted,
             self.attacher.add_times(),
-        ));
+        );
+        let view = Arc::new(view.with_contact(self.contact));
         let mut servers = JoinSet::new();
+        if let Some(address) = config.metrics.listen {
+            let listener = MetricsListener::bind(address)?;
+            tracing::info!(%address, "health and metrics");
+            let served = metrics::serve(listener, view.clone(), until(stopped.clone()));
+            servers.spawn(async {
+                served.await;
+                Ok(())
+            });
+        }
         let admin = admin_server::serve(listener, view, until(stopped.clone()));
         servers.spawn(async { admin.await.context("the admin socket") });
         let cni = serve_cni(
             CniServer::bind(&config.cni.socket)?,
             self.attacher,
             self.in_force.clone(),
-            stopped,
+            stopped.clone(),
         );
+        let list = write_list_when_ready(config, self.in_force.clone(), stopped);
+        servers.spawn(async {
+            list.await;
+            Ok(())
+        });
         servers.spawn(async {
             cni.await;
             Ok(())
@@ -208,12 +239,36 @@ async fn serve_cni(
     }
 }
 
+/// Tells runtimes that pods can be attached, if that is the daemon's to do, and waits until told to stop.
+fn write_list_when_ready(
+    config: &NodeConfig,
+    in_force: Arc<InForce>,
+    stopped: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + use<> {
+    let (socket, state_dir) = (config.cni.socket.clone(), config.state_dir.clone());
+    let dir = config.cni.conflist_dir.clone();
+    async move {
+        let written = async {
+            if let Some(dir) = dir {
+                let write = move || write_list(&dir, &socket, &state_dir);
+                conflist::write_when_ready(|| in_force.ready().err(), write).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = written => {}
+            () = until(stopped) => {}
+        }
+    }
+}
+
 /// Applies every change of the source, and keeps the last good state.
 fn follow(
     path: &Path,
     first: DesiredState,
     in_force: Arc<InForce>,
     last_good: LastGood,
+    contact: Arc<SourceContact>,
 ) -> anyhow::Result<FileWatch> {
     let watch = file::watch(path, first, move |event| {
         // Failures and recoveries are logged where they are found; what is in force stays.
@@ -222,6 +277,7 @@ fn follow(
         };
         match in_force.set_desired(desired.clone()) {
             Ok(()) => {
+                contact.confirm(SystemTime::now());
                 tracing::info!(
                     nodes = desired.nodes.len(),
                     generation = in_force.generation().0,

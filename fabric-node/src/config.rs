@@ -39,6 +39,7 @@
 //! [cni]
 //! socket = "/run/fabric/cni.sock"
 //! netns_roots = [] # for instance ["/run/user/1000/netns"]
+//! # conflist_dir = "/etc/cni/net.d"
 //!
 //! [admin]
 //! socket = "/run/fabric/admin.sock"
@@ -49,6 +50,9 @@
 //!
 //! [host]
 //! proc_sys = "/proc/sys"
+//!
+//! [metrics]
+//! # listen = "127.0.0.1:9946"
 //! ```
 
 pub mod offloads;
@@ -57,6 +61,7 @@ pub mod place;
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -147,6 +152,8 @@ pub struct NodeConfig {
     pub outside: OutsideConfig,
     /// `[host]`: where the host's settings are.
     pub host: HostConfig,
+    /// `[metrics]`: health and metrics over TCP.
+    pub metrics: MetricsConfig,
 }
 
 /// `[source]`
@@ -219,6 +226,18 @@ pub struct CniConfig {
     /// `cni.netns_roots`: folders of pods' network namespaces, beside those that are always allowed
     /// ([`crate::cni::roots`]). None.
     pub netns_roots: Vec<PathBuf>,
+    /// `cni.conflist_dir`: folder in which the daemon puts the network list for runtimes once pods can be
+    /// attached. None: `fabric install-cni` does that.
+    pub conflist_dir: Option<PathBuf>,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// `metrics.listen`: address and port of `/healthz`, `/readyz` and `/metrics`, which anybody who
+    /// reaches it may read. None: nobody listens.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[admin]`
@@ -234,11 +253,21 @@ pub struct SocketConfig {
 ///
 /// [`ConfigError`] names file, line, column and key.
 pub fn load(path: &Path) -> Result<NodeConfig, ConfigError> {
+    load_as(path, None)
+}
+
+/// As [`load`]; `node` is the node's name in place of the file's, which need not have one then: so one file
+/// serves all nodes.
+///
+/// # Errors
+///
+/// As [`load`], or `node` is no name of a node.
+pub fn load_as(path: &Path, node: Option<&str>) -> Result<NodeConfig, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
     })?;
-    parse(&Source { path, text: &text }).map_err(ConfigError::Invalid)
+    parse(&Source { path, text: &text }, node).map_err(ConfigError::Invalid)
 }
 
 impl Default for SourceConfig {
@@ -314,7 +343,7 @@ impl TunnelConfig {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    node: String,
+    node: Option<String>,
     #[serde(default = "default_state_dir")]
     state_dir: PathBuf,
     #[serde(default = "default_run_dir")]
@@ -335,6 +364,8 @@ struct Document {
     outside: OutsideConfig,
     #[serde(default)]
     host: HostConfig,
+    #[serde(default)]
+    metrics: MetricsConfig,
 }
 
 fn default_state_dir() -> PathBuf {
@@ -381,6 +412,7 @@ struct CniTable {
     socket: Option<PathBuf>,
     #[serde(default)]
     netns_roots: Vec<PathBuf>,
+    conflist_dir: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -389,9 +421,9 @@ struct SocketTable {
     socket: Option<PathBuf>,
 }
 
-fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
+fn parse(source: &Source<'_>, node: Option<&str>) -> Result<NodeConfig, Misplaced> {
     let document: Document = source.parse()?;
-    let node = NodeId::new(&document.node).map_err(|problem| source.at_key("node", problem))?;
+    let node = node_name(source, document.node.as_deref(), node)?;
     check_ranges(source, &document)?;
     check_paths(source, &document)?;
     document.outside.check(source)?;
@@ -413,6 +445,7 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
         cni: CniConfig {
             socket: socket("cni.socket", document.cni.socket, CNI_SOCKET)?,
             netns_roots: document.cni.netns_roots,
+            conflist_dir: document.cni.conflist_dir,
         },
         admin: SocketConfig {
             socket: socket("admin.socket", document.admin.socket, ADMIN_SOCKET)?,
@@ -428,7 +461,25 @@ fn parse(source: &Source<'_>) -> Result<NodeConfig, Misplaced> {
         tunnel: document.tunnel,
         outside: document.outside,
         host: document.host,
+        metrics: document.metrics,
     })
+}
+
+fn node_name(
+    source: &Source<'_>,
+    written: Option<&str>,
+    given: Option<&str>,
+) -> Result<NodeId, Misplaced> {
+    if let Some(given) = given {
+        return NodeId::new(given).map_err(|problem| {
+            source.at_key("node", format!("from --node or FABRIC_NODE_NAME: {problem}"))
+        });
+    }
+    let written = written.ok_or_else(|| Misplaced {
+        key: None,
+        ..source.at_key("node", "missing field `node`".to_owned())
+    })?;
+    NodeId::new(written).map_err(|problem| source.at_key("node", problem))
 }
 
 /// A relative path would depend on where the daemon was started.
@@ -445,6 +496,7 @@ fn check_paths(source: &Source<'_>, document: &Document) -> Result<(), Misplaced
         ("identity.certificate", Some(&identity.certificate)),
         ("identity.key", Some(&identity.key)),
         ("cni.socket", document.cni.socket.as_ref()),
+        ("cni.conflist_dir", document.cni.conflist_dir.as_ref()),
         ("admin.socket", document.admin.socket.as_ref()),
         ("host.proc_sys", Some(&document.host.proc_sys)),
     ]

@@ -1,13 +1,15 @@
-//! `fabric-node`, the daemon of a worker.
+//! `fabric-node`, the daemon of a worker; called `fabric` or `kubectl-fabric`, the operator's command line,
+//! so that a container image needs one program for both.
 
 use std::{
+    ffi::OsStr,
     io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use fabric_node::{app, causes::with_causes, config};
+use fabric_node::{app, causes::with_causes, cli, config};
 use tracing_subscriber::EnvFilter;
 
 /// The daemon of one worker of the fabric.
@@ -34,6 +36,9 @@ enum Command {
             env = "FABRIC_CONFIG"
         )]
         config: PathBuf,
+        /// This node's name, in place of the configuration's.
+        #[arg(long, value_name = "NAME", env = "FABRIC_NODE_NAME")]
+        node: Option<String>,
         /// Log lines as text or as JSON, one object a line.
         #[arg(long, default_value = "text", env = "FABRIC_LOG_FORMAT")]
         log_format: LogFormat,
@@ -48,6 +53,9 @@ enum Command {
             env = "FABRIC_CONFIG"
         )]
         config: PathBuf,
+        /// This node's name, in place of the configuration's.
+        #[arg(long, value_name = "NAME", env = "FABRIC_NODE_NAME")]
+        node: Option<String>,
     },
 }
 
@@ -58,12 +66,21 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
+    if is_command_line(std::env::args_os().next().as_deref()) {
+        return cli::main();
+    }
     let result = match Arguments::parse().command {
-        Command::Run { config, log_format } => {
+        Command::Run {
+            config,
+            node,
+            log_format,
+        } => {
             start_log(log_format);
-            config::load(&config).map_err(Into::into).and_then(app::run)
+            config::load_as(&config, node.as_deref())
+                .map_err(Into::into)
+                .and_then(app::run)
         }
-        Command::CheckConfig { config } => check(&config),
+        Command::CheckConfig { config, node } => check(&config, node.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,8 +91,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(path: &Path) -> anyhow::Result<()> {
-    let config = config::load(path)?;
+/// Whether the program was called by one of the names of the operator's command line.
+fn is_command_line(called: Option<&OsStr>) -> bool {
+    let name = called.and_then(|called| Path::new(called).file_name());
+    name.is_some_and(|name| name == "fabric" || name == "kubectl-fabric")
+}
+
+fn check(path: &Path, node: Option<&str>) -> anyhow::Result<()> {
+    let config = config::load_as(path, node)?;
     app::check(&config)?;
     anstream::println!(
         "{}: node {} is configured; its identity and its state source can be used",
@@ -103,4 +126,21 @@ fn start_log(format: LogFormat) {
 fn in_colour() -> bool {
     std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The command line answers to its own names, wherever they are, and to no other.
+    #[test]
+    fn by_name() {
+        for called in ["fabric", "/bin/fabric", "./kubectl-fabric"] {
+            assert!(is_command_line(Some(OsStr::new(called))), "{called}");
+        }
+        for called in ["fabric-node", "/bin/fabric-node", "/fabric/fabric-node", ""] {
+            assert!(!is_command_line(Some(OsStr::new(called))), "{called}");
+        }
+        assert!(!is_command_line(None));
+    }
 }

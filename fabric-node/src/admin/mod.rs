@@ -1,14 +1,19 @@
-//! The operator's window into the daemon: HTTP with JSON on a unix socket, read-only.
+//! The windows into the daemon, read-only: HTTP with JSON on a unix socket for the operator, and health
+//! and metrics on a TCP port for those who watch many nodes.
 //!
 //! * [`View`] is what the daemon shows of itself; the app implements it.
 //! * [`server`] answers on the socket; only root and the daemon's own user are heard.
 //! * [`client`] asks, for the operator CLI.
+//! * [`metrics`] answers probes and scrapes.
 
 pub mod client;
+pub mod metrics;
 pub mod server;
 pub mod view;
 
 use fabric_proto::admin::{DropList, PeerList, PodList, RouteList, Status};
+
+use crate::cni::times::Histogram;
 
 /// `state` of a [`Status`] when all is well.
 pub const STATE_READY: &str = "Ready";
@@ -27,6 +32,30 @@ pub trait View: Send + Sync + 'static {
     fn routes(&self) -> RouteList;
     /// Every drop reason, also those at zero.
     fn drops(&self) -> DropList;
+    /// Whether all data-plane threads are there that should be. Waits for nobody.
+    fn dataplane_runs(&self) -> bool {
+        true
+    }
+    /// What keeps pods from being attached, if anything does.
+    fn obstacle(&self) -> Option<String> {
+        let status = self.status();
+        (status.state != STATE_READY).then(|| status.reasons.join("; "))
+    }
+    /// What only metrics tell.
+    fn vitals(&self) -> Vitals {
+        Vitals::default()
+    }
+}
+
+/// What metrics tell beside the documents.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vitals {
+    /// Last second in which the node's certificate is valid (since 1970), if it is known.
+    pub certificate_end: Option<i64>,
+    /// When the state source last confirmed the state in force (seconds since 1970), if it has.
+    pub state_confirmed: Option<i64>,
+    /// How long ADDs took.
+    pub attach: Histogram,
 }
 
 #[cfg(test)]
@@ -39,6 +68,9 @@ pub(crate) mod sample {
     };
 
     use super::*;
+
+    /// The state of a [`Sample`] that has lost a data-plane thread.
+    pub(crate) const NO_DATAPLANE: &str = "NoDataplane";
 
     /// A view that shows the same documents for ever.
     pub(crate) struct Sample {
@@ -167,6 +199,26 @@ pub(crate) mod sample {
             };
             DropList {
                 items: vec![count("NO_ROUTE", 1), count("TTL_EXPIRED", 0)],
+            }
+        }
+
+        fn dataplane_runs(&self) -> bool {
+            self.state != NO_DATAPLANE
+        }
+
+        fn obstacle(&self) -> Option<String> {
+            (self.state != STATE_READY).then(|| "no state is in force yet".to_owned())
+        }
+
+        fn vitals(&self) -> Vitals {
+            Vitals {
+                certificate_end: Some(1_800_000_000),
+                state_confirmed: Some(1_700_000_000),
+                attach: Histogram {
+                    sum_seconds: 0.25,
+                    count: 12,
+                    buckets: vec![(0.001_024, 3), (0.002_048, 8)],
+                },
             }
         }
     }

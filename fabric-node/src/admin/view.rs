@@ -1,6 +1,12 @@
 //! The node's state as the admin API shows it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use fabric_core::{
     counters::{Counters, Tally},
@@ -12,9 +18,9 @@ use fabric_proto::admin::{
     Route, RouteList, Status,
 };
 
-use super::{STATE_DEGRADED, STATE_READY, View};
+use super::{STATE_DEGRADED, STATE_READY, View, Vitals};
 use crate::{
-    cni::{clock::Moment, times::AddTimes},
+    cni::{attach::Fabric as _, clock::Moment, times::AddTimes},
     control::in_force::{Attached, InForce},
     offloads,
     sys::tun::TunOffloads,
@@ -29,6 +35,27 @@ pub struct NodeView {
     in_force: Arc<InForce>,
     wanted: TunOffloads,
     add_times: Arc<AddTimes>,
+    contact: Arc<SourceContact>,
+}
+
+/// When the state source last said what the state is, whether it had changed or not.
+#[derive(Debug, Default)]
+pub struct SourceContact {
+    /// Seconds since 1970; 0 before the first time.
+    at: AtomicI64,
+}
+
+impl SourceContact {
+    /// The source has confirmed the state in force at `now`.
+    pub fn confirm(&self, now: SystemTime) {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        self.at.store(seconds, Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Option<i64> {
+        Some(self.at.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0)
+    }
 }
 
 impl NodeView {
@@ -40,7 +67,14 @@ impl NodeView {
             in_force,
             wanted,
             add_times,
+            contact: Arc::default(),
         }
+    }
+
+    /// Shows when the state source was last heard of, too.
+    #[must_use]
+    pub fn with_contact(self, contact: Arc<SourceContact>) -> Self {
+        Self { contact, ..self }
     }
 
     fn offloads_off(&self) -> Vec<OffloadOff> {
@@ -196,6 +230,22 @@ impl View for NodeView {
             })
             .collect();
         DropList { items }
+    }
+
+    fn dataplane_runs(&self) -> bool {
+        self.in_force.dataplane().is_running()
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        self.in_force.ready().err()
+    }
+
+    fn vitals(&self) -> Vitals {
+        Vitals {
+            certificate_end: self.in_force.certificate_end(),
+            state_confirmed: self.contact.last(),
+            attach: self.add_times.histogram(),
+        }
     }
 }
 

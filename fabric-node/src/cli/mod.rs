@@ -23,6 +23,7 @@ use crate::{
 };
 
 pub mod bench;
+pub mod clean;
 pub mod cni_dir;
 mod cni_version;
 pub mod containerd;
@@ -97,6 +98,8 @@ pub enum Command {
     InstallCni(install::InstallArgs),
     /// Takes the network list and the CNI plugin away.
     UninstallCni(install::UninstallArgs),
+    /// Takes away what an uninstalled fabric has left on this node.
+    CleanNode(clean::CleanArgs),
     /// The cluster's certificate authority.
     #[command(subcommand)]
     Pki(pki::PkiCommand),
@@ -188,6 +191,7 @@ fn run(cli: Cli, called: &OsStr) -> Result<ExitCode, Failure> {
         Command::Doctor(args) => doctor::run(&cli.socket, output, &args),
         Command::InstallCni(args) => install::install(&args, output),
         Command::UninstallCni(args) => install::uninstall(&args, &cli.socket, output),
+        Command::CleanNode(args) => clean::clean_node(&args, &cli.socket, output),
         Command::Pki(command) => pki::run(command, output),
         Command::Lab(args) => Ok(crate::lab::cli::run(args, output)?),
         Command::Completion { shell } => completion(shell, output, called),

@@ -177,6 +177,27 @@ impl Store {
         Ok((store, loaded))
     }
 
+    /// The readable records beneath `state_dir`, oldest first, for whoever only looks: no lock, and nothing is
+    /// changed. What a daemon writes at the same time may or may not be among them.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
+    pub fn look(state_dir: &Path) -> Result<Vec<Record>, StoreError> {
+        let folder = state_dir.join(ATTACHMENTS_DIR);
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(at("list", &folder))? {
+            let path = entry.map_err(at("list", &folder))?.path();
+            if let Name::Record(name) = Name::parse(&path)
+                && let Ok(bytes) = fs::read(&path)
+            {
+                records.extend(record_in(&bytes, &name));
+            }
+        }
+        records.sort_by_key(|record| record.id);
+        Ok(records)
+    }
+
     /// A number for a new record.
     #[must_use]
     pub fn new_id(&self) -> u64 {

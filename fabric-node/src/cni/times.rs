@@ -4,6 +4,7 @@
 //! slowest. Never done here: asking a clock.
 
 use std::{
+    ops::RangeInclusive,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -15,19 +16,36 @@ const BUCKETS_PER_DOUBLING: usize = 16;
 /// Buckets (3 KiB). The last one begins at 130 s, which is longer than any plugin waits; what takes
 /// longer still is counted there, and shown exactly as the slowest.
 const BUCKETS: usize = 384;
+/// Ends of the histogram's buckets (logarithm of microseconds): 1.024 ms, and then doubled up to 16.8 s.
+/// A bucket of ours begins at each of them, so none has to be divided.
+const HISTOGRAM_ENDS_LOG2_US: RangeInclusive<u32> = 10..=24;
 
 /// Durations of ADDs since the daemon's start. Any number of threads may record at once.
 #[derive(Debug)]
 pub struct AddTimes {
     /// ADDs by duration in microseconds: one bucket each up to 16 µs, then 16 per doubling.
     counts: [AtomicU64; BUCKETS],
+    sum_us: AtomicU64,
     max_us: AtomicU64,
+}
+
+/// ADDs by duration, in buckets as monitoring systems keep them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Histogram {
+    /// All durations together (seconds).
+    pub sum_seconds: f64,
+    /// How many there were.
+    pub count: u64,
+    /// The end of each bucket (seconds), and how many took no longer than it and longer than the
+    /// end before; the slowest ones are in none.
+    pub buckets: Vec<(f64, u64)>,
 }
 
 impl Default for AddTimes {
     fn default() -> Self {
         Self {
             counts: [const { AtomicU64::new(0) }; BUCKETS],
+            sum_us: AtomicU64::new(0),
             max_us: AtomicU64::new(0),
         }
     }
@@ -40,7 +58,27 @@ impl AddTimes {
         if let Some(count) = self.counts.get(bucket_of(us)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
         self.max_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// The durations so far in buckets that double from one to the next.
+    #[must_use]
+    pub fn histogram(&self) -> Histogram {
+        let counts = self.counts.each_ref().map(|c| c.load(Ordering::Relaxed));
+        let mut begin = 0;
+        let buckets = HISTOGRAM_ENDS_LOG2_US.map(|log2| {
+            let end_us = 1_u64 << log2;
+            let end = bucket_of(end_us);
+            let within = counts.get(begin..end).unwrap_or_default();
+            begin = end;
+            (ms(end_us) / 1_000.0, within.iter().sum())
+        });
+        Histogram {
+            sum_seconds: ms(self.sum_us.load(Ordering::Relaxed)) / 1_000.0,
+            count: counts.iter().sum(),
+            buckets: buckets.collect(),
+        }
     }
 
     /// The figures so far.
@@ -138,6 +176,27 @@ mod tests {
         assert!((500.0..=531.25).contains(&figures.p50_ms), "{figures:?}");
         assert!((990.0..=1_000.0).contains(&figures.p99_ms), "{figures:?}");
         assert!((figures.max_ms - 1_000.0).abs() < f64::EPSILON);
+    }
+
+    /// Each ADD is in the first bucket of the histogram that is no shorter than it, and the sum is that of
+    /// all.
+    #[test]
+    fn the_histogram_is_that_of_a_list() {
+        let times = AddTimes::default();
+        let list: Vec<u64> = (0..4_000).map(|n| n * n).collect();
+        for us in &list {
+            times.record(Duration::from_micros(*us));
+        }
+        let histogram = times.histogram();
+        assert_eq!(histogram.count, 4_000);
+        assert!((histogram.sum_seconds - ms(list.iter().sum()) / 1_000.0).abs() < 1e-9);
+        assert_eq!(histogram.buckets.len(), 15);
+        let mut begin = 0.0;
+        for (end, count) in histogram.buckets {
+            let within = |us: &&u64| (begin..end).contains(&(ms(**us) / 1_000.0));
+            assert_eq!(list.iter().filter(within).count() as u64, count, "{end}");
+            begin = end;
+        }
     }
 
     /// One ADD is its own middle, slow end and maximum.

@@ -243,7 +243,7 @@ mod tests {
     fn parsed(text: &str) -> Result<Offloads, String> {
         let (path, text) = (Path::new("node.toml"), format!("node = \"a\"\n{text}"));
         let source = Source { path, text: &text };
-        let config = crate::config::parse(&source).map_err(|error| error.to_string())?;
+        let config = crate::config::parse(&source, None).map_err(|error| error.to_string())?;
         Ok(config.dataplane.offloads)
     }
 

@@ -4,7 +4,7 @@ use super::*;
 
 fn parsed(text: &str) -> Result<NodeConfig, String> {
     let path = Path::new("fabric.toml");
-    parse(&Source { path, text }).map_err(|error| error.to_string())
+    parse(&Source { path, text }, None).map_err(|error| error.to_string())
 }
 
 /// A file with the node's name alone gives all documented defaults.
@@ -36,6 +36,7 @@ fn defaults_fill_in() {
         cni: CniConfig {
             socket: "/run/fabric/cni.sock".into(),
             netns_roots: Vec::new(),
+            conflist_dir: None,
         },
         admin: SocketConfig {
             socket: "/run/fabric/admin.sock".into(),
@@ -44,6 +45,7 @@ fn defaults_fill_in() {
         host: HostConfig {
             proc_sys: "/proc/sys".into(),
         },
+        metrics: MetricsConfig { listen: None },
     };
     assert_eq!(config, wanted);
     assert!((1..=WORKERS_DEFAULT_MAX).contains(&config.dataplane.worker_count()));
@@ -88,7 +90,7 @@ fn faults_are_located() {
         ),
         (
             "node = \"a\"\nnodes = 3\n",
-            "fabric.toml:2:1: nodes: unknown field `nodes`, expected one of `node`, `state_dir`, `run_dir`, `source`, `identity`, `dataplane`, `tunnel`, `cni`, `admin`, `outside`, `host`",
+            "fabric.toml:2:1: nodes: unknown field `nodes`, expected one of `node`, `state_dir`, `run_dir`, `source`, `identity`, `dataplane`, `tunnel`, `cni`, `admin`, `outside`, `host`, `metrics`",
         ),
         (
             "node = \"a\"\n[tunnel]\nidle_timeout = 3\n",
@@ -147,6 +149,14 @@ fn faults_are_located() {
             "fabric.toml:3:10: cni.socket: invalid type: integer `3`, expected path string",
         ),
         (
+            "node = \"a\"\n[cni]\nconflist_dir = \"net.d\"\n",
+            "fabric.toml:3:16: cni.conflist_dir: net.d is relative: use an absolute path",
+        ),
+        (
+            "node = \"a\"\n[metrics]\nlisten = \"9946\"\n",
+            "fabric.toml:3:10: metrics.listen: invalid socket address syntax",
+        ),
+        (
             "node = \"a\"\nnode = \"b\"\n",
             "fabric.toml:2:1: duplicate key",
         ),
@@ -159,6 +169,29 @@ fn faults_are_located() {
         error.ends_with("is 130 bytes long: a unix socket's path has at most 107"),
         "{error}"
     );
+}
+
+/// A name that is given wins over the file's, and the file needs none then; one that cannot be a node's
+/// is refused with where it came from.
+#[test]
+fn a_given_name_wins() {
+    let path = Path::new("fabric.toml");
+    for text in ["", "node = \"a\"\n", "node = \"Not A Name\"\n"] {
+        let config = parse(&Source { path, text }, Some("worker-b")).unwrap();
+        assert_eq!(config.node.to_string(), "worker-b");
+    }
+    let told = parse(&Source { path, text: "" }, Some("B")).unwrap_err();
+    assert!(told.to_string().contains("node: from --node or FABRIC_NODE_NAME: \"B\""), "{told}");
+}
+
+/// Health and metrics listen where they are told to, in either family.
+#[test]
+fn metrics_listen() {
+    for address in ["127.0.0.1:9946", "[::1]:9946", "0.0.0.0:1"] {
+        let text = format!("node = \"a\"\n[metrics]\nlisten = \"{address}\"\n");
+        let listen = parsed(&text).unwrap().metrics.listen.unwrap();
+        assert_eq!(listen.to_string(), address);
+    }
 }
 
 /// A missing file is named, with the flag that names another.

@@ -317,6 +317,12 @@ impl InForce {
         self.started
     }
 
+    /// Last second in which this node's certificate is valid (since 1970), if there is one.
+    #[must_use]
+    pub fn certificate_end(&self) -> Option<i64> {
+        self.certificate_end
+    }
+
     /// The workers.
     #[must_use]
     pub fn dataplane(&self) -> &Dataplane {

@@ -43,12 +43,15 @@ use crate::{
 mod folder;
 mod list;
 mod programs;
-mod report;
+pub(super) mod report;
 pub(super) mod trust;
+mod unattended;
 mod uninstall;
 
+pub(super) use self::uninstall::clean;
 pub use self::{
     programs::Loopback,
+    unattended::{Outcome, WrittenList, write_list},
     uninstall::{UninstallArgs, uninstall},
 };
 
@@ -63,6 +66,7 @@ const INSTALL_HELP: &str = "\
 Examples:
   fabric install-cni
   fabric install-cni --dry-run
+  fabric install-cni --plugin-only
   fabric install-cni --bin-dir /usr/lib/cni --cni-socket /run/fabric-b/cni.sock
 
 Puts the plugin in place, waits until the daemon can attach pods, then writes the list. What is as it \
@@ -77,7 +81,7 @@ Exit codes:
   124  the daemon was not ready in time; the plugin is in place, not the list";
 
 /// Where the files are.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Places {
     /// Directory where the container runtime looks for plugins.
     #[arg(long, default_value = BIN_DIR, value_name = "DIR", value_parser = absolute())]
@@ -123,10 +127,13 @@ pub struct InstallArgs {
     /// Replace a list that differs, whoever wrote it.
     #[arg(long)]
     pub force: bool,
+    /// Only the programs, without waiting for the daemon, which writes the list itself (`cni.conflist_dir`).
+    #[arg(long, conflicts_with_all = ["conf_dir", "name", "cni_socket", "state_dir", "wait_duration", "force"])]
+    pub plugin_only: bool,
 }
 
 /// Takes absolute paths only: a runtime has another working directory.
-fn absolute() -> impl TypedValueParser<Value = PathBuf> {
+pub(super) fn absolute() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| {
         if path.is_absolute() {
             Ok(path)
@@ -176,6 +183,9 @@ pub fn install(args: &InstallArgs, output: Output) -> Result<ExitCode, Failure> 
 
 /// Puts everything in place; how many files runtimes read before the list.
 fn put_in_place(args: &InstallArgs, output: Output, report: &mut Report) -> Result<usize, Failure> {
+    if args.plugin_only {
+        return Ok(put_plugin_in_place(args, report).map(|()| 0)?);
+    }
     let (places, name) = (&args.places, args.places.list()?);
     // Everything that can be refused is refused before anything is changed.
     let wanted = Wanted::new(args.cni_socket.as_deref(), args.state_dir.as_deref())?;
@@ -212,6 +222,17 @@ fn put_in_place(args: &InstallArgs, output: Output, report: &mut Report) -> Resu
         }
     }
     name_those_before(&places.conf_dir, &list, output, report)
+}
+
+/// Puts the programs in place. What containerd is told of folders is on the host, and this may run in a
+/// container.
+fn put_plugin_in_place(args: &InstallArgs, report: &mut Report) -> anyhow::Result<()> {
+    let program = Program::read(args.binary.as_deref())?;
+    let bin = Folder::make(&args.places.bin_dir, args.places.changes())?;
+    clear(&[&bin], report)?;
+    let before = bin.look(PLUGIN, PLUGIN_BYTES_MAX)?;
+    program.install(&bin, report)?;
+    program.install_loopback(&bin, args.loopback, before.as_ref(), report)
 }
 
 fn clear(folders: &[&Folder], report: &mut Report) -> anyhow::Result<()> {
@@ -305,6 +326,20 @@ fn wait_until_ready(
     }
 }
 
+/// The files that runtimes read before `list`.
+///
+/// # Errors
+///
+/// The folder cannot be read.
+fn files_before(dir: &Path, list: &Path) -> anyhow::Result<Vec<NetworkFile>> {
+    let files = cni_dir::scan(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let name = |path: &Path| path.file_name().map(OsStr::to_owned);
+    let before = files.into_iter();
+    Ok(before
+        .filter(|file| name(&file.path) < name(list))
+        .collect())
+}
+
 /// Names the files that runtimes read before `list`, and says what that means; how many there are.
 fn name_those_before(
     dir: &Path,
@@ -312,12 +347,7 @@ fn name_those_before(
     output: Output,
     report: &mut Report,
 ) -> Result<usize, Failure> {
-    let files = cni_dir::scan(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let name = |path: &Path| path.file_name().map(OsStr::to_owned);
-    let before: Vec<NetworkFile> = files
-        .into_iter()
-        .filter(|file| name(&file.path) < name(list))
-        .collect();
+    let before = files_before(dir, list)?;
     for file in &before {
         let meaning = if file.is_ours() {
             "it is Fabric's as well: one of the two is enough"

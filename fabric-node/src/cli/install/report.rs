@@ -13,7 +13,7 @@ use crate::terminal::{
 /// What happened to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Action {
+pub(in crate::cli) enum Action {
     /// It was not there before.
     Created,
     /// It was there, with other content.
@@ -53,7 +53,7 @@ struct Item {
 /// `kind: CniInstallation`
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Report {
+pub(in crate::cli) struct Report {
     dry_run: bool,
     /// In the order in which it was done.
     items: Vec<Item>,
@@ -65,7 +65,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(dry_run: bool) -> Self {
+    pub(in crate::cli) fn new(dry_run: bool) -> Self {
         Self {
             dry_run,
             items: Vec::new(),
@@ -74,8 +74,13 @@ impl Report {
         }
     }
 
+    /// Whether anything was removed, or would be.
+    pub(in crate::cli) fn has_removed(&self) -> bool {
+        self.items.iter().any(|item| item.action == Action::Removed)
+    }
+
     /// Something was done, or would be.
-    pub(super) fn add(&mut self, path: PathBuf, action: Action, detail: &str) {
+    pub(in crate::cli) fn add(&mut self, path: PathBuf, action: Action, detail: &str) {
         self.items.push(Item {
             path,
             action,
@@ -98,14 +103,23 @@ impl Report {
     /// # Errors
     ///
     /// stdout cannot be written.
-    pub(super) fn print(self, output: Output) -> Result<(), Failure> {
+    pub(in crate::cli) fn print(self, output: Output) -> Result<(), Failure> {
+        self.print_as("CniInstallation", output)
+    }
+
+    /// Prints it as a document of another `kind`.
+    ///
+    /// # Errors
+    ///
+    /// stdout cannot be written.
+    pub(in crate::cli) fn print_as(self, kind: &str, output: Output) -> Result<(), Failure> {
         let is_talk = matches!(output.format, Format::Table | Format::Wide);
         if is_talk && (output.quiet || self.items.is_empty()) {
             return Ok(());
         }
         output.document(&Document {
             api_version: API_VERSION.to_owned(),
-            kind: "CniInstallation".to_owned(),
+            kind: kind.to_owned(),
             content: self,
         })
     }

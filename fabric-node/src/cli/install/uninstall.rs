@@ -106,6 +106,34 @@ fn take_away(
     Ok(())
 }
 
+/// Removes list and plugin for `fabric clean-node`, which knows by itself that no pod needs them; `force`: also
+/// a list of this name that is not ours, and a plugin that another list names.
+///
+/// # Errors
+///
+/// Another list needs the plugin, a folder or file is not safe or not ours.
+pub(in crate::cli) fn clean(
+    places: &Places,
+    force: bool,
+    output: Output,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let name = places.list()?;
+    let bin = Folder::open(&places.bin_dir, places.changes())?;
+    let conf = Folder::open(&places.conf_dir, places.changes())?;
+    let list = places.conf_dir.join(&name);
+    let files = cni_dir::scan(&places.conf_dir).context("cannot read the networks")?;
+    for obstacle in [refuse_foreign(&files, &list), refuse_needed(&files, &list)] {
+        match obstacle {
+            Err(obstacle) if force => output.say(&format!("warning: {obstacle}")),
+            other => other?,
+        }
+    }
+    remove(places, bin.as_ref(), conf.as_ref(), &name, report)?;
+    name_the_next(&files, &list, output, report);
+    Ok(())
+}
+
 /// Removes the list, then the plugin. Until the plugin is gone the list stays under a name that nobody reads: so
 /// a command after a crash knows that this is the folder whose list needed the plugin.
 fn remove(

@@ -73,6 +73,23 @@ fn one_owner() {
     open(state.path());
 }
 
+/// Whoever only looks sees the records that can be read, also while another process has them open, and changes
+/// nothing; without a folder it is an error.
+#[test]
+fn looking_changes_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    assert!(Store::look(state.path()).is_err());
+    let (store, _) = open(state.path());
+    store.put(&record(2, &["10.0.0.3"])).unwrap();
+    store.put(&record(1, &["10.0.0.2", "fd00::2"])).unwrap();
+    store.put(&record(3, &["10.0.0.4"])).unwrap();
+    fs::write(&files(state.path())[2], b"damaged").unwrap();
+    let before = files(state.path());
+    let seen = Store::look(state.path()).unwrap();
+    assert_eq!(seen, [record(1, &["10.0.0.2", "fd00::2"]), record(2, &["10.0.0.3"])]);
+    assert_eq!(files(state.path()), before);
+}
+
 /// Any single changed byte and any truncation of a file is noticed.
 #[test]
 fn every_damage_is_found() {

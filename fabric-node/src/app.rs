@@ -26,7 +26,10 @@ use crate::{
     cli::install::write_list,
     cni::{
         attach::{Attacher, Fabric as _},
-        conflist, links::KernelLinks, roots::NetnsRoots, server::CniServer,
+        conflist,
+        links::KernelLinks,
+        roots::NetnsRoots,
+        server::CniServer,
     },
     config::{self, NodeConfig, SourceConfig},
     control::{
@@ -39,7 +42,12 @@ use crate::{
     },
     dataplane::Dataplane,
     offloads,
-    pki::identity::NodeIdentity,
+    pki::{
+        LiveIdentity, NodeIdentity,
+        files::NodeFiles,
+        follow::{self as identity_files, IdentityWatch},
+    },
+    signals::terminated,
     sys::{
         sysctl::Sysctl,
         tun::{Tun, TunOffloads},
@@ -96,12 +104,14 @@ struct Node {
     contact: Arc<SourceContact>,
     /// Ends when it is dropped.
     _watch: FileWatch,
+    /// The same.
+    _identity_watch: IdentityWatch,
 }
 
 impl Node {
     fn start(config: &NodeConfig) -> anyhow::Result<Self> {
         make_folders(config)?;
-        let identity = load_identity(config)?;
+        let identity = LiveIdentity::of(load_identity(config)?);
         let last_good = LastGood::new(&config.state_dir);
         let SourceConfig::File { path } = &config.source;
         let contact = Arc::new(SourceContact::default());
@@ -110,14 +120,13 @@ impl Node {
             contact.confirm(SystemTime::now());
         }
         let desired = last_good.begin_with(read, SystemTime::now())?;
-        let valid_until = identity.validity().not_after;
-        let dataplane = Arc::new(start_dataplane(config, identity, &desired)?);
+        let dataplane = Arc::new(start_dataplane(config, identity.clone(), &desired)?);
         let wanted = offloads::of_devices(config.dataplane.offloads);
         let sysctl = Sysctl::at(&config.host.proc_sys);
         let host_tun = Arc::new(host::open(wanted, &sysctl)?);
         log_offloads(wanted, &host_tun, &dataplane);
         let in_force = InForce::new(config.node.clone(), dataplane.clone(), host_tun.clone())
-            .with_certificate_until(valid_until)
+            .with_identity(identity.clone())
             .with_outside(Outside::begin(config.outside, &config.host)?);
         let in_force = Arc::new(in_force);
         in_force.set_desired(desired.clone())?;
@@ -128,12 +137,14 @@ impl Node {
         let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), links)?);
         attacher.restore();
         let watch = follow(path, desired, in_force.clone(), last_good, contact.clone())?;
+        let identity_watch = follow_identity(config, identity, in_force.clone())?;
         Ok(Self {
             in_force,
             wanted,
             attacher,
             contact,
             _watch: watch,
+            _identity_watch: identity_watch,
         })
     }
 
@@ -176,7 +187,7 @@ impl Node {
         tracing::info!(node = %config.node, admin = %config.admin.socket.display(), cni = %config.cni.socket.display(), "ready");
         // A node that has lost a part of itself ends, so that whoever supervises it starts it anew.
         let end = tokio::select! {
-            signal = signal() => signal.map(|signal| tracing::info!(signal, "stopping")),
+            signal = terminated() => signal.map(|signal| tracing::info!(signal, "stopping")),
             () = workers_ended(&self.in_force) => Err(anyhow::anyhow!("a data-plane worker has ended")),
             Some(ended) = servers.join_next() => ended?.and(Err(anyhow::anyhow!("a socket is no longer served"))),
         };
@@ -300,7 +311,7 @@ fn follow(
 
 fn start_dataplane(
     config: &NodeConfig,
-    identity: Arc<NodeIdentity>,
+    identity: Arc<LiveIdentity>,
     desired: &DesiredState,
 ) -> anyhow::Result<Dataplane> {
     let local = local_node(config, desired)?;
@@ -337,7 +348,7 @@ fn local_node<'a>(config: &NodeConfig, desired: &'a DesiredState) -> anyhow::Res
     })
 }
 
-fn load_identity(config: &NodeConfig) -> anyhow::Result<Arc<NodeIdentity>> {
+fn load_identity(config: &NodeConfig) -> anyhow::Result<NodeIdentity> {
     let files = &config.identity;
     let identity = NodeIdentity::load(&files.ca, &files.certificate, &files.key)?;
     anyhow::ensure!(
@@ -348,7 +359,22 @@ fn load_identity(config: &NodeConfig) -> anyhow::Result<Arc<NodeIdentity>> {
         config.node,
         config.node,
     );
-    Ok(Arc::new(identity))
+    Ok(identity)
+}
+
+/// Takes new files of the identity into use; the data plane then makes new connections with it.
+fn follow_identity(
+    config: &NodeConfig,
+    identity: Arc<LiveIdentity>,
+    in_force: Arc<InForce>,
+) -> anyhow::Result<IdentityWatch> {
+    let files = NodeFiles {
+        ca: config.identity.ca.clone(),
+        certificate: config.identity.certificate.clone(),
+        key: config.identity.key.clone(),
+    };
+    identity_files::follow(files, identity, move || in_force.dataplane().wake())
+        .context("cannot follow the identity's files")
 }
 
 fn make_folders(config: &NodeConfig) -> anyhow::Result<()> {
@@ -391,14 +417,4 @@ fn boot_id() -> anyhow::Result<u64> {
 async fn until(mut stopped: watch::Receiver<bool>) {
     // The sender lives until after the signal; its end means the same.
     let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-async fn signal() -> anyhow::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
 }

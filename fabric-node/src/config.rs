@@ -15,9 +15,13 @@
 //! path = "/etc/fabric/nodes.d"
 //!
 //! [identity]
+//! kind = "files" # or "kubernetes": certificates of the cluster's signer, kept below `state_dir`
 //! ca = "/etc/fabric/pki/ca.pem"
 //! certificate = "/etc/fabric/pki/node.pem"
 //! key = "/etc/fabric/pki/node-key.pem"
+//! trust_domain = "cluster.local" # with kind = "kubernetes", as are the two below
+//! namespace = "fabric-system"
+//! lifetime_hours = 168
 //!
 //! [dataplane]
 //! workers = 2
@@ -75,7 +79,7 @@ use self::{
     outside::{HostConfig, OutsideConfig},
     place::{Misplaced, Source},
 };
-use crate::node_id::NodeId;
+use crate::{node_id::NodeId, pki::spiffe::TrustDomain};
 
 /// Default of `state_dir`.
 pub const STATE_DIR: &str = "/var/lib/fabric";
@@ -89,6 +93,15 @@ pub const CA_FILE: &str = "/etc/fabric/pki/ca.pem";
 pub const CERTIFICATE_FILE: &str = "/etc/fabric/pki/node.pem";
 /// Default of `identity.key`.
 pub const KEY_FILE: &str = "/etc/fabric/pki/node-key.pem";
+/// Default of `identity.trust_domain`.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+/// Default of `identity.namespace`.
+pub const NAMESPACE: &str = "fabric-system";
+/// Default of `identity.lifetime_hours`: 7 days. It is renewed when a third is left, so an API server that
+/// is away for two days is not noticed, and what was stolen from a node is of no use a week later.
+pub const LIFETIME_HOURS: u32 = 7 * 24;
+/// Longest certificate that may be asked for (hours): a year.
+pub const LIFETIME_HOURS_MAX: u32 = 365 * 24;
 /// Default of `cni.socket`, below `run_dir`.
 pub const CNI_SOCKET: &str = "cni.sock";
 /// Default of `admin.socket`, below `run_dir`.
@@ -167,16 +180,37 @@ pub enum SourceConfig {
     },
 }
 
+/// Where a node's certificate comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdentityKind {
+    /// From three files that somebody puts in place.
+    #[default]
+    Files,
+    /// From the cluster's signer, by a CertificateSigningRequest.
+    Kubernetes,
+}
+
 /// `[identity]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityConfig {
+    /// `identity.kind`: `"files"` (default) or `"kubernetes"`.
+    pub kind: IdentityKind,
     /// `identity.ca`: certificate of the cluster's CA (PEM). [`CA_FILE`].
     pub ca: PathBuf,
     /// `identity.certificate`: this node's certificate (PEM). [`CERTIFICATE_FILE`].
     pub certificate: PathBuf,
     /// `identity.key`: its private key (PEM), mode 0600. [`KEY_FILE`].
     pub key: PathBuf,
+    /// `identity.trust_domain`: name of the cluster in certificates, with `kind = "kubernetes"`; the
+    /// signer's must be the same. [`TRUST_DOMAIN`].
+    pub trust_domain: String,
+    /// `identity.namespace`: where the signer publishes its CA certificate. [`NAMESPACE`].
+    pub namespace: String,
+    /// `identity.lifetime_hours`: how long a certificate is asked to last, 1 to [`LIFETIME_HOURS_MAX`];
+    /// the signer may give less. [`LIFETIME_HOURS`].
+    pub lifetime_hours: u32,
 }
 
 /// `[dataplane]`
@@ -282,6 +316,10 @@ impl Default for IdentityConfig {
             ca: CA_FILE.into(),
             certificate: CERTIFICATE_FILE.into(),
             key: KEY_FILE.into(),
+            kind: IdentityKind::default(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
+            namespace: NAMESPACE.to_owned(),
+            lifetime_hours: LIFETIME_HOURS,
         }
     }
 }
@@ -427,6 +465,8 @@ fn parse(source: &Source<'_>, node: Option<&str>) -> Result<NodeConfig, Misplace
     check_ranges(source, &document)?;
     check_paths(source, &document)?;
     document.outside.check(source)?;
+    TrustDomain::new(&document.identity.trust_domain)
+        .map_err(|problem| source.at_key("identity.trust_domain", problem.to_string()))?;
     let offloads = document.dataplane.offloads.complete(source)?;
     let socket = |key: &str, socket: Option<PathBuf>, default: &str| {
         let socket = socket.unwrap_or_else(|| document.run_dir.join(default));
@@ -472,7 +512,10 @@ fn node_name(
 ) -> Result<NodeId, Misplaced> {
     if let Some(given) = given {
         return NodeId::new(given).map_err(|problem| {
-            source.at_key("node", format!("from --node or FABRIC_NODE_NAME: {problem}"))
+            source.at_key(
+                "node",
+                format!("from --node or FABRIC_NODE_NAME: {problem}"),
+            )
         });
     }
     let written = written.ok_or_else(|| Misplaced {
@@ -516,6 +559,11 @@ fn check_ranges(source: &Source<'_>, document: &Document) -> Result<(), Misplace
     let workers = document.dataplane.workers.unwrap_or(1).into();
     for (key, value, max) in [
         ("dataplane.workers", workers, WORKERS_MAX.into()),
+        (
+            "identity.lifetime_hours",
+            document.identity.lifetime_hours.into(),
+            LIFETIME_HOURS_MAX.into(),
+        ),
         (
             "tunnel.idle_timeout_ms",
             tunnel.idle_timeout_ms,

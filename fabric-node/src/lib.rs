@@ -19,6 +19,8 @@ pub mod measure;
 pub mod node_id;
 pub mod offloads;
 pub mod pki;
+pub mod signals;
+pub mod signer;
 pub mod sys;
 pub mod terminal;
 pub mod tunnel;

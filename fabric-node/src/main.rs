@@ -4,12 +4,13 @@
 use std::{
     ffi::OsStr,
     io::IsTerminal as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
-use fabric_node::{app, causes::with_causes, cli, config};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use fabric_node::{app, causes::with_causes, cli, config, pki::spiffe::TrustDomain, signer};
 use tracing_subscriber::EnvFilter;
 
 /// The daemon of one worker of the fabric.
@@ -57,7 +58,45 @@ enum Command {
         #[arg(long, value_name = "NAME", env = "FABRIC_NODE_NAME")]
         node: Option<String>,
     },
+    /// Give the cluster's nodes their certificates until SIGTERM or SIGINT (in Kubernetes).
+    Signer(SignerArguments),
 }
+
+#[derive(Args)]
+struct SignerArguments {
+    /// Namespace of the signer's Secret, ConfigMap and Lease, and of the daemons' ServiceAccount.
+    #[arg(long, default_value = config::NAMESPACE, env = "FABRIC_NAMESPACE")]
+    namespace: String,
+    /// Name of the cluster in certificates, as `identity.trust_domain` of the nodes.
+    #[arg(long, default_value = config::TRUST_DOMAIN, env = "FABRIC_TRUST_DOMAIN")]
+    trust_domain: String,
+    /// Longest certificate that is given (seconds), whatever a node asks for.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = LIFETIME_SECONDS_MAX,
+        value_parser = value_parser!(u32).range(1..),
+        env = "FABRIC_LIFETIME_MAX"
+    )]
+    lifetime_max: u32,
+    /// Where /healthz and /readyz are answered.
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:9947",
+        env = "FABRIC_HEALTH_ADDRESS"
+    )]
+    health_address: SocketAddr,
+    /// Name of this instance in the Lease; something random is added.
+    #[arg(long, value_name = "NAME", default_value = "signer", env = "POD_NAME")]
+    name: String,
+    /// Log lines as text or as JSON, one object a line.
+    #[arg(long, default_value = "text", env = "FABRIC_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+/// Default of `signer --lifetime-max`: 30 days.
+const LIFETIME_SECONDS_MAX: u32 = 30 * 24 * 3600;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum LogFormat {
@@ -81,6 +120,7 @@ fn main() -> ExitCode {
                 .and_then(app::run)
         }
         Command::CheckConfig { config, node } => check(&config, node.as_deref()),
+        Command::Signer(arguments) => sign(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,6 +135,17 @@ fn main() -> ExitCode {
 fn is_command_line(called: Option<&OsStr>) -> bool {
     let name = called.and_then(|called| Path::new(called).file_name());
     name.is_some_and(|name| name == "fabric" || name == "kubectl-fabric")
+}
+
+fn sign(arguments: SignerArguments) -> anyhow::Result<()> {
+    start_log(arguments.log_format);
+    signer::run(signer::Options {
+        namespace: arguments.namespace,
+        trust_domain: TrustDomain::new(&arguments.trust_domain)?,
+        lifetime_seconds_max: arguments.lifetime_max.into(),
+        health: arguments.health_address,
+        identity: signer::instance_name(&arguments.name)?,
+    })
 }
 
 fn check(path: &Path, node: Option<&str>) -> anyhow::Result<()> {

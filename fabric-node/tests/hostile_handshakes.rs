@@ -185,6 +185,7 @@ fn a_worker_without_a_port_does_not_keep_the_loop_busy() {
         id: PeerId(1),
         node: other,
         underlay: vec!["127.0.0.1:65535".parse().unwrap()],
+        keys: Vec::new(),
     };
     let now = Instant::now();
     endpoint.set_peers(&[Peer { target, shared }], now);

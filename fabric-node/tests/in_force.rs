@@ -22,7 +22,7 @@ use fabric_node::{
         published::{Ports, Published},
     },
     node_id::NodeId,
-    pki::{self, NodeIdentity},
+    pki::{self, LiveIdentity, NodeIdentity},
     sys::{
         netlink::{LinkSettings, Netlink},
         netns::Netns,
@@ -53,24 +53,29 @@ fn cluster(others: &[&str]) -> DesiredState {
     }
 }
 
-/// Starts node "a" in the calling thread's namespace.
-fn start() -> InForce {
-    let authority = pki::init("test", 1).unwrap();
-    let credentials = pki::issue(&authority, &id("a"), 1).unwrap();
+fn load(ca: &str, chain: &str, key: &str) -> NodeIdentity {
     let dir = tempfile::tempdir().unwrap();
-    let files = [
-        ("ca", &credentials.ca_pem),
-        ("chain", &credentials.chain_pem),
-        ("key", &credentials.key_pem),
-    ];
-    let [ca, chain, key] = files.map(|(name, pem)| {
+    let [ca, chain, key] = [("ca", ca), ("chain", chain), ("key", key)].map(|(name, pem)| {
         let path = dir.path().join(name);
         std::fs::write(&path, pem).unwrap();
         path
     });
+    NodeIdentity::load(&ca, &chain, &key).unwrap()
+}
+
+/// Starts node "a" in the calling thread's namespace.
+fn start() -> InForce {
+    let authority = pki::init("test", 1).unwrap();
+    let credentials = pki::issue(&authority, &id("a"), 1).unwrap();
+    let pems = [
+        &credentials.ca_pem,
+        &credentials.chain_pem,
+        &credentials.key_pem,
+    ];
+    let [ca, chain, key] = pems.map(String::as_str);
     let context = EndpointContext {
         node: id("a"),
-        identity: Arc::new(NodeIdentity::load(&ca, &chain, &key).unwrap()),
+        identity: LiveIdentity::of(load(ca, chain, key)),
         worker: 0,
         workers: 1,
         boot_id: 1,
@@ -149,11 +154,20 @@ fn the_host_device_is_mended() {
 #[test]
 fn an_expired_certificate_is_a_problem() {
     in_a_namespace(|| {
-        let now = pki::validity::unix_now();
-        let node = start().with_certificate_until(now + 3_600);
+        let identity = |seconds| {
+            let authority = pki::init("test", 1).unwrap();
+            let issued = pki::authority::issue_for_seconds(&authority, &id("a"), seconds).unwrap();
+            LiveIdentity::of(load(&issued.ca_pem, &issued.chain_pem, &issued.key_pem))
+        };
+        let node = start().with_identity(identity(3_600));
         node.set_desired(cluster(&["b"])).unwrap();
         assert_eq!((node.ready(), node.problems().len()), (Ok(()), 0));
-        let node = node.with_certificate_until(now - 1);
+        let brief = identity(1);
+        let node = node.with_identity(brief.clone());
+        let until = brief.current().validity().not_after;
+        while pki::validity::unix_now() <= until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let reason = node.ready().unwrap_err();
         assert!(reason.contains("certificate expired at 2"), "{reason}");
         assert_eq!(node.problems(), [reason]);

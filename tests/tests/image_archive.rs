@@ -60,14 +60,29 @@ fn the_same_programs_make_the_same_image() {
     let (one, two) = (programs(), programs());
     let out = tempfile::tempdir().unwrap();
     let first = made(one.path(), &out.path().join("first.tar"), &[]);
-    let settings = [("GZIP", "-1"), ("TAR_OPTIONS", "--numeric-owner -v"), ("LC_ALL", "C.UTF-8")];
+    let settings = [
+        ("GZIP", "-1"),
+        ("TAR_OPTIONS", "--numeric-owner -v"),
+        ("LC_ALL", "C.UTF-8"),
+    ];
     let second = made(two.path(), &out.path().join("second.tar"), &settings);
     assert!(first == second, "the archives differ");
-    let later = made(two.path(), &out.path().join("later.tar"), &[("SOURCE_DATE_EPOCH", "1700000000")]);
+    let later = made(
+        two.path(),
+        &out.path().join("later.tar"),
+        &[("SOURCE_DATE_EPOCH", "1700000000")],
+    );
     assert!(first != later);
-    fs::copy(command::find("busybox").unwrap(), two.path().join("fabric-cni")).unwrap();
+    fs::copy(
+        command::find("busybox").unwrap(),
+        two.path().join("fabric-cni"),
+    )
+    .unwrap();
     let mut longer = fs::read(two.path().join("fabric-cni")).unwrap();
-    let text = longer.windows(7).position(|bytes| bytes == b"BusyBox").unwrap();
+    let text = longer
+        .windows(7)
+        .position(|bytes| bytes == b"BusyBox")
+        .unwrap();
     longer[text] = b'X';
     fs::write(two.path().join("fabric-cni"), longer).unwrap();
     assert!(first != made(two.path(), &out.path().join("other.tar"), &[]));
@@ -82,9 +97,12 @@ fn every_part_is_named_by_its_digest() {
     made(programs.path(), &out, &[]);
     let folder = layout.path().to_str().unwrap();
     run("tar", &["-xf", out.to_str().unwrap(), "-C", folder], b"");
-    let layout = Layout { folder: layout.path().to_owned() };
+    let layout = Layout {
+        folder: layout.path().to_owned(),
+    };
 
-    let index: Value = serde_json::from_slice(&fs::read(layout.folder.join("index.json")).unwrap()).unwrap();
+    let index: Value =
+        serde_json::from_slice(&fs::read(layout.folder.join("index.json")).unwrap()).unwrap();
     assert_eq!(index["mediaType"], INDEX);
     let named = &index["manifests"][0]["annotations"];
     let name = format!("localhost/fabric:{}", env!("CARGO_PKG_VERSION"));
@@ -94,12 +112,26 @@ fn every_part_is_named_by_its_digest() {
     let config = layout.document(&manifest["config"], CONFIG);
     let layer = layout.part(&manifest["layers"][0], LAYER);
     assert_eq!(manifest["layers"].as_array().unwrap().len(), 1);
-    let unpacked = run("sh", &["-c", "gzip -dc \"$1\" | sha256sum", "sh", layer.to_str().unwrap()], b"");
+    let unpacked = run(
+        "sh",
+        &[
+            "-c",
+            "gzip -dc \"$1\" | sha256sum",
+            "sh",
+            layer.to_str().unwrap(),
+        ],
+        b"",
+    );
     let diff_id = format!("sha256:{}", unpacked.split(' ').next().unwrap());
     assert_eq!(config["rootfs"]["diff_ids"], serde_json::json!([diff_id]));
     assert_eq!(config["created"], "1970-01-01T00:00:00Z");
     assert_eq!(config["os"], "linux");
-    assert_eq!(fs::read_dir(layout.folder.join("blobs/sha256")).unwrap().count(), 3);
+    assert_eq!(
+        fs::read_dir(layout.folder.join("blobs/sha256"))
+            .unwrap()
+            .count(),
+        3
+    );
 }
 
 /// A layout of the Open Container Initiative.
@@ -138,7 +170,13 @@ fn nothing_else_is_in_it() {
                   gzip -t \"$blob\" 2>/dev/null && tar -tvzf \"$blob\"; done; true";
     let listed = run(
         "sh",
-        &["-c", script, "sh", out.to_str().unwrap(), folder.path().to_str().unwrap()],
+        &[
+            "-c",
+            script,
+            "sh",
+            out.to_str().unwrap(),
+            folder.path().to_str().unwrap(),
+        ],
         b"",
     );
     let mut found = BTreeMap::new();
@@ -147,7 +185,11 @@ fn nothing_else_is_in_it() {
         let [mode, owner, _, day, time, name @ ..] = &words[..] else {
             panic!("{line}");
         };
-        assert_eq!((*owner, *day, *time), ("0/0", "1970-01-01", "00:00"), "{line}");
+        assert_eq!(
+            (*owner, *day, *time),
+            ("0/0", "1970-01-01", "00:00"),
+            "{line}"
+        );
         found.insert(name.join(" "), (*mode).to_owned());
     }
     let expected = [
@@ -178,13 +220,21 @@ fn what_would_not_run_is_refused() {
     };
     let good = programs();
     for epoch in ["yesterday", "-1", "1e9", "99999999999"] {
-        refused(good.path(), &[("SOURCE_DATE_EPOCH", epoch)], "seconds since 1970");
+        refused(
+            good.path(),
+            &[("SOURCE_DATE_EPOCH", epoch)],
+            "seconds since 1970",
+        );
     }
     for name in ["a b", "x\",\"y", "../x"] {
         refused(good.path(), &[("IMAGE_NAME", name)], "no name of an image");
     }
     let dynamic = programs();
-    fs::copy(std::env::current_exe().unwrap(), dynamic.path().join("fabric-cni")).unwrap();
+    fs::copy(
+        std::env::current_exe().unwrap(),
+        dynamic.path().join("fabric-cni"),
+    )
+    .unwrap();
     refused(dynamic.path(), &[], "needs shared libraries");
     fs::remove_file(dynamic.path().join("fabric-cni")).unwrap();
     refused(dynamic.path(), &[], "there is no program");

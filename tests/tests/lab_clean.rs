@@ -40,15 +40,27 @@ fn a_node_is_as_it_was() -> anyhow::Result<()> {
     fs::remove_dir_all(worker.run_dir())?;
     let before = inventory(&worker, &machine)?;
 
-    expect(&clean(&stage, &worker, &machine, &["--check"])?, 0, &["is not there"])?;
-    expect(&install_plugin(&stage, &machine)?, 0, &["fabric-cni created", "loopback created"])?;
+    expect(
+        &clean(&stage, &worker, &machine, &["--check"])?,
+        0,
+        &["is not there"],
+    )?;
+    expect(
+        &install_plugin(&stage, &machine)?,
+        0,
+        &["fabric-cni created", "loopback created"],
+    )?;
     configure(&worker, &machine)?;
     lab.start_daemon("worker-a")?;
     eventually("the list is written", SOON, || {
         ensure!(machine.list().is_file(), "there is none");
         Ok(())
     })?;
-    expect(&clean(&stage, &worker, &machine, &[])?, 1, &["a daemon answers"])?;
+    expect(
+        &clean(&stage, &worker, &machine, &[])?,
+        1,
+        &["a daemon answers"],
+    )?;
     assert!(machine.list().is_file());
     lab.kill_daemon("worker-a")?;
     let left = inventory(&worker, &machine)?;
@@ -69,8 +81,16 @@ fn a_node_is_as_it_was() -> anyhow::Result<()> {
     let told = told.map(|line| line.trim_end_matches(" (dry run)"));
     expect(&clean(&stage, &worker, &machine, &[])?, 0, &told)?;
     assert_eq!(inventory(&worker, &machine)?, before);
-    expect(&clean(&stage, &worker, &machine, &["--check"])?, 0, &["is not there"])?;
-    expect(&clean(&stage, &worker, &machine, &[])?, 0, &["is not there"])
+    expect(
+        &clean(&stage, &worker, &machine, &["--check"])?,
+        0,
+        &["is not there"],
+    )?;
+    expect(
+        &clean(&stage, &worker, &machine, &[])?,
+        0,
+        &["is not there"],
+    )
 }
 
 /// With a pod that still has its interface nothing is removed, and the pod is named; once the runtime has removed its
@@ -81,7 +101,11 @@ fn a_pod_is_in_the_way() -> anyhow::Result<()> {
     let mut lab = stage.lab("clean-pod", 1, 1)?;
     let worker = lab.state().worker("worker-a")?.clone();
     let machine = Machine::new()?;
-    expect(&install_plugin(&stage, &machine)?, 0, &["fabric-cni created"])?;
+    expect(
+        &install_plugin(&stage, &machine)?,
+        0,
+        &["fabric-cni created"],
+    )?;
     lab.kill_daemon("worker-a")?;
     let before = inventory(&worker, &machine)?;
     for arguments in [&[][..], &["--dry-run"], &["--check"]] {
@@ -91,14 +115,20 @@ fn a_pod_is_in_the_way() -> anyhow::Result<()> {
     assert_eq!(inventory(&worker, &machine)?, before);
     let pod = lab.pods().first().context("no pod")?.netns().to_owned();
     let mut delete = Command::new("ip");
-    delete.args(["netns", "delete"]).arg(pod.file_name().context("no name")?);
+    delete
+        .args(["netns", "delete"])
+        .arg(pod.file_name().context("no name")?);
     let deleted = command::run(delete, b"", LIMIT)?;
     ensure!(deleted.status.success(), "{}", deleted.stderr);
     eventually("the namespace is gone", SOON, || {
         ensure!(!pod.exists(), "{} is there", pod.display());
         Ok(())
     })?;
-    expect(&clean(&stage, &worker, &machine, &[])?, 0, &["fabric0 removed", "fabric-cni removed"])
+    expect(
+        &clean(&stage, &worker, &machine, &[])?,
+        0,
+        &["fabric0 removed", "fabric-cni removed"],
+    )
 }
 
 /// The list appears after the sockets answer, survives a stop and a kill of the daemon, and one that a person changed
@@ -126,16 +156,26 @@ fn the_daemon_tells_runtimes_and_watchers() -> anyhow::Result<()> {
     }
     eventually("the other worker is connected", SOON, || {
         let text = get(&worker, "/metrics")?;
-        ensure!(text.contains("\nfabric_peers{state=\"Connected\"} 1\n"), "{text}");
+        ensure!(
+            text.contains("\nfabric_peers{state=\"Connected\"} 1\n"),
+            "{text}"
+        );
         Ok(())
     })?;
     let text = get(&worker, "/metrics")?;
-    for line in ["fabric_ready 1", "fabric_healthy 1", "fabric_pods 1", "fabric_degraded 0"] {
+    for line in [
+        "fabric_ready 1",
+        "fabric_healthy 1",
+        "fabric_pods 1",
+        "fabric_degraded 0",
+    ] {
         assert!(text.lines().any(|it| it == line), "{line} is not in {text}");
     }
     let told: BTreeSet<&str> = text.lines().filter_map(kind).collect();
     let docs = fs::read_to_string(workspace().join("docs/metrics.md"))?;
-    let rows = docs.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let rows = docs
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let listed: BTreeSet<&str> = rows
         .filter(|name| name.starts_with("fabric_") && !name.contains([' ', '(']))
         .map(|name| name.trim_end_matches("_total").trim_end_matches("_info"))
@@ -167,7 +207,13 @@ fn kind(line: &str) -> Option<&str> {
 fn install_plugin(stage: &Stage, machine: &Machine) -> anyhow::Result<command::Answer> {
     let mut install = Command::new(stage.program("fabric"));
     install
-        .args(["install-cni", "--plugin-only", "--loopback", "always", "--bin-dir"])
+        .args([
+            "install-cni",
+            "--plugin-only",
+            "--loopback",
+            "always",
+            "--bin-dir",
+        ])
         .arg(machine.bin());
     command::run(install, b"", LIMIT)
 }

@@ -43,7 +43,13 @@ fn run(arguments: &[&str]) -> Answer {
 /// What the chart renders with more options.
 fn rendered(options: &[&str]) -> String {
     let chart = chart();
-    let arguments = ["template", "fabric", chart.to_str().unwrap(), "-n", "fabric-system"];
+    let arguments = [
+        "template",
+        "fabric",
+        chart.to_str().unwrap(),
+        "-n",
+        "fabric-system",
+    ];
     let answer = run(&[&arguments[..], options].concat());
     assert!(answer.status.success(), "{}", answer.stderr);
     answer.stdout
@@ -51,7 +57,13 @@ fn rendered(options: &[&str]) -> String {
 
 fn refused(options: &[&str]) -> String {
     let chart = chart();
-    let arguments = ["template", "fabric", chart.to_str().unwrap(), "-n", "fabric-system"];
+    let arguments = [
+        "template",
+        "fabric",
+        chart.to_str().unwrap(),
+        "-n",
+        "fabric-system",
+    ];
     let answer = run(&[&arguments[..], options].concat());
     assert!(!answer.status.success(), "{options:?} is accepted");
     answer.stderr
@@ -60,9 +72,24 @@ fn refused(options: &[&str]) -> String {
 /// `helm lint --strict` has nothing to say against the chart.
 #[test]
 fn the_chart_is_clean() {
-    let answer = run(&["lint", "--strict", chart().to_str().unwrap(), "-n", "fabric-system"]);
-    assert!(answer.status.success(), "{}{}", answer.stdout, answer.stderr);
-    assert!(answer.stdout.contains("0 chart(s) failed"), "{}", answer.stdout);
+    let answer = run(&[
+        "lint",
+        "--strict",
+        chart().to_str().unwrap(),
+        "-n",
+        "fabric-system",
+    ]);
+    assert!(
+        answer.status.success(),
+        "{}{}",
+        answer.stdout,
+        answer.stderr
+    );
+    assert!(
+        answer.stdout.contains("0 chart(s) failed"),
+        "{}",
+        answer.stdout
+    );
 }
 
 /// The manifests of the repository are what `make manifest` would write.
@@ -76,9 +103,15 @@ fn the_manifests_are_the_charts() {
     let committed = workspace().join("deploy/kubernetes");
     for name in MANIFESTS {
         let (made, there) = (read(&folder.path().join(name)), read(&committed.join(name)));
-        assert!(made == there, "{name} differs from the chart: run `make manifest`");
+        assert!(
+            made == there,
+            "{name} differs from the chart: run `make manifest`"
+        );
     }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), MANIFESTS.len());
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        MANIFESTS.len()
+    );
 }
 
 /// The chart has the same definition of FabricNode as the repository, and renders it.
@@ -86,7 +119,11 @@ fn the_manifests_are_the_charts() {
 fn one_definition() {
     let definition = read(&workspace().join("deploy/kubernetes/crd.yaml"));
     assert!(definition.contains("kind: CustomResourceDefinition"));
-    assert_eq!(read(&chart().join("files/crd.yaml")), definition, "run `make manifest`");
+    assert_eq!(
+        read(&chart().join("files/crd.yaml")),
+        definition,
+        "run `make manifest`"
+    );
     assert!(rendered(&[]).contains(definition.trim()));
     assert!(!rendered(&["--set", "crd.create=false"]).contains("CustomResourceDefinition"));
 }
@@ -97,7 +134,10 @@ fn one_version() {
     let version = env!("CARGO_PKG_VERSION");
     let text = read(&chart().join("Chart.yaml"));
     for key in ["version", "appVersion"] {
-        assert!(text.lines().any(|line| line == format!("{key}: {version}")), "{key}");
+        assert!(
+            text.lines().any(|line| line == format!("{key}: {version}")),
+            "{key}"
+        );
     }
     assert!(rendered(&[]).contains(&format!("image: localhost/fabric:{version}\n")));
     let digest = format!("sha256:{}", "0".repeat(64));
@@ -115,7 +155,10 @@ fn no_more_than_is_needed() {
     ] {
         let text = read(&workspace().join("deploy/kubernetes").join(name));
         let count = |wanted: &str| text.lines().filter(|line| line.trim() == wanted).count();
-        let containers = text.lines().filter(|line| line.trim().starts_with("image: ")).count();
+        let containers = text
+            .lines()
+            .filter(|line| line.trim().starts_with("image: "))
+            .count();
         assert!(containers > 0);
         for once in [
             "privileged: false",
@@ -125,12 +168,19 @@ fn no_more_than_is_needed() {
         ] {
             assert_eq!(count(once), containers, "{name}: {once}");
         }
-        for never in ["privileged: true", "hostPID: true", "hostIPC: true", "type: Unconfined"] {
+        for never in [
+            "privileged: true",
+            "hostPID: true",
+            "hostIPC: true",
+            "type: Unconfined",
+        ] {
             assert_eq!(count(never), 0, "{name}: {never}");
         }
         let adds: Vec<&str> = text.split("              add:\n").skip(1).collect();
         assert_eq!(adds.len(), 1, "{name}");
-        let capabilities = adds[0].lines().map_while(|line| line.strip_prefix("                - "));
+        let capabilities = adds[0]
+            .lines()
+            .map_while(|line| line.strip_prefix("                - "));
         assert_eq!(capabilities.collect::<Vec<_>>(), added, "{name}");
     }
 }
@@ -196,7 +246,11 @@ fn every_value_is_explained() {
         if !is_group {
             keys += 1;
             let above = lines[number - 1].trim_start();
-            assert!(above.starts_with('#'), "values.yaml: nothing is said of `{}`", line.trim());
+            assert!(
+                above.starts_with('#'),
+                "values.yaml: nothing is said of `{}`",
+                line.trim()
+            );
         }
     }
     assert!(is_list && keys > 30, "only {keys} values are found");
@@ -207,9 +261,12 @@ fn every_value_is_explained() {
 #[test]
 fn values_arrive() {
     let text = rendered(&[
-        "--set", "metrics.address=fd00::1,metrics.port=1234,config.workers=3,config.masquerade=true",
-        "--set", "config.congestion=bbr,cni.binDir=/usr/lib/cni,cni.confDir=/etc/other/net.d",
-        "--set-string", "config.extra=[dataplane.offloads]\nuso = false",
+        "--set",
+        "metrics.address=fd00::1,metrics.port=1234,config.workers=3,config.masquerade=true",
+        "--set",
+        "config.congestion=bbr,cni.binDir=/usr/lib/cni,cni.confDir=/etc/other/net.d",
+        "--set-string",
+        "config.extra=[dataplane.offloads]\nuso = false",
     ]);
     for line in [
         "    listen = \"[fd00::1]:1234\"",
@@ -224,7 +281,10 @@ fn values_arrive() {
         "            - --bin-dir=/usr/lib/cni",
         "    uso = false",
     ] {
-        assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+        assert!(
+            text.lines().any(|it| it == line),
+            "{line} is not in\n{text}"
+        );
     }
     let hash = |text: &str| {
         let line = text.lines().find(|line| line.contains("node-toml-sha256"));

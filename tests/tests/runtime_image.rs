@@ -20,7 +20,10 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 const CALLS: [(&[&str], &str); 4] = [
     (&["fabric-node", "--version"], "fabric-node"),
     (&["fabric", "--version"], "fabric"),
-    (&["kubectl-fabric", "peers", "--help"], "Usage: kubectl fabric"),
+    (
+        &["kubectl-fabric", "peers", "--help"],
+        "Usage: kubectl fabric",
+    ),
     (&["/bin/fabric-node", "run", "--help"], "FABRIC_NODE_NAME"),
 ];
 
@@ -28,7 +31,11 @@ fn archive() -> anyhow::Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
     let made = || workspace().join(format!("target/image/fabric-{version}.tar"));
     let archive = env::var_os("FABRIC_IMAGE").map_or_else(made, PathBuf::from);
-    ensure!(archive.is_file(), "there is no {}: `make image` makes it", archive.display());
+    ensure!(
+        archive.is_file(),
+        "there is no {}: `make image` makes it",
+        archive.display()
+    );
     Ok(archive)
 }
 
@@ -53,7 +60,12 @@ fn containerd_takes_it() -> anyhow::Result<()> {
         let cgroup = format!("{}/{number}", place.cgroup());
         let (image, id) = (name(), format!("call-{number}"));
         let mut words = vec!["run", "--rm", "--read-only", "--cgroup", &cgroup];
-        for capability in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_DAC_OVERRIDE", "CAP_NET_RAW"] {
+        for capability in [
+            "CAP_SYS_ADMIN",
+            "CAP_NET_ADMIN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_NET_RAW",
+        ] {
             words.extend(["--cap-drop", capability]);
         }
         words.extend([image.as_str(), &id]);
@@ -76,7 +88,15 @@ fn podman_takes_it() -> anyhow::Result<()> {
     let file = archive.to_str().context("the archive's path is no text")?;
     println!("{}", podman.done(&["load", "--input", file])?);
     let image = name();
-    let mut how = vec!["run", "--rm", "--network", "none", "--cap-drop", "all", "--read-only"];
+    let mut how = vec![
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--cap-drop",
+        "all",
+        "--read-only",
+    ];
     how.extend(["--cgroup-parent", place.cgroup()]);
     for (command, expected) in CALLS {
         let said = podman.done(&[&how[..], &[&image], command].concat())?;

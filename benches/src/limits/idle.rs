@@ -31,7 +31,7 @@ use fabric_node::{
     },
     node_id::NodeId,
     pki::{
-        Authority, NodeIdentity, authority,
+        Authority, LiveIdentity, NodeIdentity, authority,
         files::{Overwrite, load_authority, save_node},
     },
     sys::netlink::Netlink,
@@ -162,7 +162,7 @@ fn context(
     let defaults = TunnelConfig::default();
     Ok(EndpointContext {
         node,
-        identity: Arc::new(identity),
+        identity: LiveIdentity::of(identity),
         worker: 0,
         workers: 1,
         boot_id: number.into(),
@@ -197,6 +197,7 @@ fn state(number: u8, measured: &Worker) -> anyhow::Result<Published> {
             id,
             node: NodeId::new(&measured.name).map_err(anyhow::Error::msg)?,
             underlay: vec![SocketAddr::new(address, QUIC_PORT)],
+            keys: Vec::new(),
         },
         shared: Arc::new(PeerShared::default()),
     };

@@ -91,11 +91,7 @@ pub struct CleanArgs {
 /// # Errors
 ///
 /// A daemon answers, pods are attached, or something cannot be removed. What was done until then is printed.
-pub fn clean_node(
-    args: &CleanArgs,
-    socket: &Path,
-    output: Output,
-) -> Result<ExitCode, Failure> {
+pub fn clean_node(args: &CleanArgs, socket: &Path, output: Output) -> Result<ExitCode, Failure> {
     if args.stay {
         return block_on(stay(args, socket, output));
     }
@@ -124,7 +120,9 @@ async fn stay(args: &CleanArgs, socket: &Path, output: Output) -> Result<ExitCod
             // Netlink and the client each have a runtime of their own.
             let (report, done) = std::thread::scope(|scope| {
                 let attempt = scope.spawn(|| attempt(args, socket, output));
-                attempt.join().map_err(|_| anyhow!("the attempt has panicked"))
+                attempt
+                    .join()
+                    .map_err(|_| anyhow!("the attempt has panicked"))
             })?;
             is_clean = done.is_ok();
             let reason = done.err().map(|failure| failure.to_string());
@@ -250,7 +248,11 @@ fn remove_host_device(is_rehearsal: bool, report: &mut Report) -> anyhow::Result
         }
         Ok(is_there.is_some())
     })??;
-    let action = if removed { Action::Removed } else { Action::Absent };
+    let action = if removed {
+        Action::Removed
+    } else {
+        Action::Absent
+    };
     report.add(path, action, "");
     Ok(())
 }

@@ -36,12 +36,18 @@ where
             continue;
         }
         let written = tokio::task::spawn_blocking(write.clone()).await;
-        match written.context("writing the network list").and_then(|it| it) {
+        match written
+            .context("writing the network list")
+            .and_then(|it| it)
+        {
             Ok(list) => return tell(&list),
             Err(error) => {
                 let told = with_causes(&error);
                 if failure.as_ref() != Some(&told) {
-                    tracing::error!(error = told, "no network list for runtimes: the node does not become ready");
+                    tracing::error!(
+                        error = told,
+                        "no network list for runtimes: the node does not become ready"
+                    );
                     failure = Some(told);
                 }
                 tokio::time::sleep(RETRY_INTERVAL).await;
@@ -53,9 +59,13 @@ where
 fn tell(list: &WrittenList) {
     let path = list.path.display();
     match list.outcome {
-        Outcome::Written => tracing::info!(list = %path, "network list written: runtimes may attach pods"),
+        Outcome::Written => {
+            tracing::info!(list = %path, "network list written: runtimes may attach pods")
+        }
         Outcome::Unchanged => tracing::info!(list = %path, "the network list is in place"),
-        Outcome::Kept => tracing::warn!(list = %path, "the network list was changed by hand, and is kept"),
+        Outcome::Kept => {
+            tracing::warn!(list = %path, "the network list was changed by hand, and is kept")
+        }
     }
     for other in &list.before {
         tracing::warn!(
@@ -81,7 +91,8 @@ mod tests {
     #[tokio::test]
     async fn the_list_waits_until_pods_can_be_attached() {
         let looks = AtomicU32::new(0);
-        let obstacle = || (looks.fetch_add(1, Ordering::Relaxed) < 3).then(|| "no state".to_owned());
+        let obstacle =
+            || (looks.fetch_add(1, Ordering::Relaxed) < 3).then(|| "no state".to_owned());
         let writes = Arc::new(AtomicU32::new(0));
         let counted = writes.clone();
         let write = move || {

@@ -22,6 +22,10 @@ fn defaults_fill_in() {
             ca: "/etc/fabric/pki/ca.pem".into(),
             certificate: "/etc/fabric/pki/node.pem".into(),
             key: "/etc/fabric/pki/node-key.pem".into(),
+            kind: IdentityKind::Files,
+            trust_domain: "cluster.local".to_owned(),
+            namespace: "fabric-system".to_owned(),
+            lifetime_hours: 168,
         },
         dataplane: DataplaneConfig {
             workers: None,
@@ -181,7 +185,11 @@ fn a_given_name_wins() {
         assert_eq!(config.node.to_string(), "worker-b");
     }
     let told = parse(&Source { path, text: "" }, Some("B")).unwrap_err();
-    assert!(told.to_string().contains("node: from --node or FABRIC_NODE_NAME: \"B\""), "{told}");
+    assert!(
+        told.to_string()
+            .contains("node: from --node or FABRIC_NODE_NAME: \"B\""),
+        "{told}"
+    );
 }
 
 /// Health and metrics listen where they are told to, in either family.

@@ -33,7 +33,7 @@ use crate::{
     cni::attach::{Attachment, Fabric},
     dataplane::{Dataplane, published::Published},
     node_id::NodeId,
-    pki::validity::{Rfc3339, unix_now},
+    pki::LiveIdentity,
     sys::tun::Tun,
     tunnel::membership::{Peer, PeerShared},
 };
@@ -46,10 +46,10 @@ pub struct InForce {
     attached: DashMap<AttachmentKey, Attached>,
     state: Mutex<State>,
     started: Instant,
-    /// Last second in which this node's certificate is valid (since 1970), if there is one.
-    certificate_end: Option<i64>,
     /// The host as the way to what is not the fabric's, if it is that.
     outside: Option<Outside>,
+    /// This node's identity, if what is wrong with it is to be shown.
+    identity: Option<Arc<LiveIdentity>>,
 }
 
 /// One attached pod.
@@ -94,17 +94,17 @@ impl InForce {
                 host_problem: None,
             }),
             started: Instant::now(),
-            certificate_end: None,
             outside: None,
+            identity: None,
         }
     }
 
-    /// Counts the node as not in order beyond the last valid second of its certificate (since 1970):
-    /// peers refuse new connections from then on.
+    /// Counts the node as not in order when something is wrong with its identity, and keeps pods away
+    /// when its certificate has expired: no peer talks to it then.
     #[must_use]
-    pub fn with_certificate_until(self, not_after: i64) -> Self {
+    pub fn with_identity(self, identity: Arc<LiveIdentity>) -> Self {
         Self {
-            certificate_end: Some(not_after),
+            identity: Some(identity),
             ..self
         }
     }
@@ -377,6 +377,7 @@ impl InForce {
         let noted = [&state.refused, &state.host_problem];
         let mut problems: Vec<String> = noted.into_iter().flatten().cloned().collect();
         problems.extend(self.obstacle(&state));
+        problems.extend(self.identity.as_ref().and_then(|identity| identity.noted()));
         let reports = self.dataplane.reports();
         if reports
             .iter()
@@ -394,11 +395,7 @@ impl InForce {
         } else if !self.dataplane.is_running() {
             Some("a data-plane worker has ended: restart fabric-node".to_owned())
         } else {
-            let end = self.certificate_end.filter(|end| unix_now() > *end)?;
-            Some(format!(
-                "this node's certificate expired at {}: peers accept no new connection; issue it anew (`fabric pki issue`) and restart fabric-node",
-                Rfc3339(end)
-            ))
+            self.identity.as_ref()?.expiry()
         }
     }
 

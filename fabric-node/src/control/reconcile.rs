@@ -99,6 +99,7 @@ pub fn snapshot_inputs(
             id,
             node: node.clone(),
             underlay: spec.underlay.clone(),
+            keys: Vec::new(),
         });
     }
     let host_addresses: BTreeSet<IpAddr> = gateways(spec).chain(node_addresses(spec)).collect();
@@ -319,7 +320,8 @@ mod tests {
             &PeerTarget {
                 id: PeerId(1),
                 node: id("c"),
-                underlay
+                underlay,
+                keys: Vec::new(),
             }
         );
     }

@@ -142,6 +142,11 @@ impl Dataplane {
     /// Puts a new state in force. Packets read after this call are decided by it.
     pub fn publish(&self, next: Published) {
         self.published.store(Arc::new(next));
+        self.wake();
+    }
+
+    /// Makes every worker look around: what it reads by itself, such as this node's identity, has changed.
+    pub fn wake(&self) {
         for worker in &self.workers {
             worker.mailbox.waker().wake();
         }

@@ -4,7 +4,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use thiserror::Error;
@@ -102,7 +102,7 @@ pub struct NodeCredentials {
 /// [`AuthorityError`].
 pub fn init(name: &str, days: u32) -> Result<Authority, AuthorityError> {
     let trust_domain = TrustDomain::new(name).map_err(AuthorityError::Name)?;
-    let validity = validity_from_now(days)?;
+    let validity = validity_from_now(seconds_of_days(days)?);
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = base_params(&format!("{trust_domain} CA"), &trust_domain.uri(), validity)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -121,9 +121,45 @@ pub fn issue(
     node: &NodeId,
     days: u32,
 ) -> Result<NodeCredentials, AuthorityError> {
+    issue_for_seconds(authority, node, seconds_of_days(days)?)
+}
+
+/// As [`issue`], with a lifetime in seconds.
+///
+/// # Errors
+///
+/// [`AuthorityError`].
+pub fn issue_for_seconds(
+    authority: &Authority,
+    node: &NodeId,
+    seconds: i64,
+) -> Result<NodeCredentials, AuthorityError> {
     if node.as_str() == "ca" || node.as_str().ends_with("-key") {
         return Err(AuthorityError::ReservedName(node.clone()));
     }
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let (chain_pem, validity) = certify(authority, node, &key, seconds)?;
+    Ok(NodeCredentials {
+        node: node.clone(),
+        chain_pem,
+        key_pem: key.serialize_pem(),
+        ca_pem: authority.certificate_pem.clone(),
+        validity,
+    })
+}
+
+/// Signs a certificate for `node` with somebody's public key, good for `seconds`, or until the CA ends
+/// where that is sooner: PEM, and from when to when it is valid.
+///
+/// # Errors
+///
+/// [`AuthorityError`].
+pub fn certify(
+    authority: &Authority,
+    node: &NodeId,
+    key: &impl PublicKeyData,
+    seconds: i64,
+) -> Result<(String, Validity), AuthorityError> {
     let now = unix_now();
     if authority.validity.seconds_left(now) <= 0 {
         return Err(AuthorityError::Expired {
@@ -131,14 +167,13 @@ pub fn issue(
             now: Rfc3339(now),
         });
     }
-    let mut validity = validity_from_now(days)?;
+    let mut validity = validity_from_now(seconds);
     // Verifiers do not look at a trust anchor's own end, so it is enforced in what the CA signs.
     validity.not_after = validity.not_after.min(authority.validity.not_after);
     let id = SpiffeId {
         trust_domain: authority.trust_domain.clone(),
         node: node.clone(),
     };
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = base_params(node.as_str(), &id.to_string(), validity)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![
@@ -146,14 +181,8 @@ pub fn issue(
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     params.use_authority_key_identifier_extension = true;
-    let certificate = params.signed_by(&key, &authority.issuer)?;
-    Ok(NodeCredentials {
-        node: node.clone(),
-        chain_pem: certificate.pem(),
-        key_pem: key.serialize_pem(),
-        ca_pem: authority.certificate_pem.clone(),
-        validity,
-    })
+    let certificate = params.signed_by(key, &authority.issuer)?;
+    Ok((certificate.pem(), validity))
 }
 
 impl Authority {
@@ -214,16 +243,19 @@ impl Authority {
     }
 }
 
-fn validity_from_now(days: u32) -> Result<Validity, AuthorityError> {
+fn seconds_of_days(days: u32) -> Result<i64, AuthorityError> {
     if !(1..=DAYS_MAX).contains(&days) {
         return Err(AuthorityError::Days(days));
     }
+    Ok(i64::from(days).saturating_mul(Validity::DAY_SECONDS))
+}
+
+fn validity_from_now(seconds: i64) -> Validity {
     let now = unix_now();
-    let lifetime = i64::from(days).saturating_mul(Validity::DAY_SECONDS);
-    Ok(Validity {
+    Validity {
         not_before: now.saturating_sub(BACKDATE_SECONDS),
-        not_after: now.saturating_add(lifetime),
-    })
+        not_after: now.saturating_add(seconds),
+    }
 }
 
 /// What both kinds of certificate share: subject, the one URI, lifetime, a random serial.

@@ -22,7 +22,7 @@ pub const PEM_BYTES_MAX: u64 = 1024 * 1024;
 pub const CA_CERTIFICATE: &str = "ca.pem";
 /// The CA's private key in a PKI directory.
 pub const CA_KEY: &str = "ca-key.pem";
-const FILE_MODE: u32 = 0o600;
+pub(super) const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
 /// Whether files that exist may be replaced.
@@ -264,7 +264,7 @@ fn refuse_existing(paths: &[PathBuf], overwrite: Overwrite) -> Result<(), PkiErr
     }
 }
 
-fn make_directory(dir: &Path) -> Result<(), PkiError> {
+pub(super) fn make_directory(dir: &Path) -> Result<(), PkiError> {
     DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)
@@ -276,7 +276,12 @@ fn make_directory(dir: &Path) -> Result<(), PkiError> {
         })
 }
 
-fn write_file(path: &Path, content: &str, mode: u32, overwrite: Overwrite) -> Result<(), PkiError> {
+pub(super) fn write_file(
+    path: &Path,
+    content: &str,
+    mode: u32,
+    overwrite: Overwrite,
+) -> Result<(), PkiError> {
     let failed = |source| PkiError::Io {
         action: "write",
         path: path.to_owned(),

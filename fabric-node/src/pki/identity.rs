@@ -26,6 +26,7 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::{
     files::read_limited,
+    key::KeyHash,
     spiffe::{SpiffeError, SpiffeId, TrustDomain},
     validity::{Rfc3339, Validity, unix_now},
     verify::{AnyNode, ExactNode, PeerError, chain_reason, node_of},
@@ -140,9 +141,11 @@ pub enum IdentityError {
 #[derive(Debug)]
 pub struct NodeIdentity {
     id: SpiffeId,
+    key: KeyHash,
     validity: Validity,
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
+    as_client: Arc<AnyNode>,
     client_template: ClientConfig,
     server: Arc<ServerConfig>,
     warnings: Vec<String>,
@@ -161,7 +164,7 @@ impl NodeIdentity {
         let roots = Arc::new(load_roots(ca)?);
         let chain = load_certificates("certificate", certificate)?;
         let private = load_key(key)?;
-        let (id, validity) = inspect(certificate, &chain)?;
+        let (id, key_hash, validity) = inspect(certificate, &chain)?;
 
         let signing = provider
             .key_provider
@@ -206,16 +209,18 @@ impl NodeIdentity {
         });
         let resolver = Arc::new(SingleCertAndKey::from(certified));
         let client_template = client_config(&provider, as_server, Arc::clone(&resolver))?;
-        let server = Arc::new(server_config(&provider, as_client, resolver)?);
+        let server = Arc::new(server_config(&provider, Arc::clone(&as_client), resolver)?);
         let warnings = key_warnings(key);
         for warning in &warnings {
             tracing::warn!(node = %id.node, "{warning}");
         }
         Ok(Self {
             id,
+            key: key_hash,
             validity,
             roots,
             provider,
+            as_client,
             client_template,
             server,
             warnings,
@@ -234,8 +239,13 @@ impl NodeIdentity {
         &self.id.trust_domain
     }
 
-    /// From when to when the certificate is valid. A live connection is not verified again, so no
-    /// connection should be older than this.
+    /// The public key in its certificate.
+    #[must_use]
+    pub fn key(&self) -> KeyHash {
+        self.key
+    }
+
+    /// From when to when the certificate is valid. No connection is used beyond it.
     #[must_use]
     pub fn validity(&self) -> Validity {
         self.validity
@@ -279,6 +289,28 @@ impl NodeIdentity {
         certificates: &[CertificateDer<'_>],
     ) -> Result<NodeId, IdentityError> {
         Ok(node_of(&self.id.trust_domain, certificates)?)
+    }
+
+    /// Whether `other` trusts exactly the same CA certificates.
+    #[must_use]
+    pub fn trusts_the_same(&self, other: &Self) -> bool {
+        self.roots.roots == other.roots.roots
+    }
+
+    /// Verifies the chain of a finished handshake again, by this identity's CA certificates and at this
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// Why the peer would not be accepted any more.
+    pub fn verify_again(&self, certificates: &[CertificateDer<'_>]) -> Result<(), String> {
+        let (end_entity, intermediates) = certificates
+            .split_first()
+            .ok_or_else(|| PeerError::NoCertificate.to_string())?;
+        self.as_client
+            .verify_client_cert(end_entity, intermediates, UnixTime::now())
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -394,7 +426,7 @@ fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
 fn inspect(
     path: &Path,
     chain: &[CertificateDer<'static>],
-) -> Result<(SpiffeId, Validity), IdentityError> {
+) -> Result<(SpiffeId, KeyHash, Validity), IdentityError> {
     let named = |source| IdentityError::Name {
         certificate: path.to_owned(),
         source,
@@ -402,6 +434,7 @@ fn inspect(
     let end_entity = chain.first().ok_or(PeerError::NoCertificate)?;
     let (_, certificate) = X509Certificate::from_der(end_entity)
         .map_err(|e| named(SpiffeError::Malformed(e.to_string())))?;
+    let key = KeyHash::of_spki(certificate.public_key().raw);
     let validity = Validity::of(&certificate);
     let now = unix_now();
     if now > validity.not_after {
@@ -418,7 +451,7 @@ fn inspect(
             now: Rfc3339(now),
         });
     }
-    Ok((SpiffeId::of_der(end_entity).map_err(named)?, validity))
+    Ok((SpiffeId::of_der(end_entity).map_err(named)?, key, validity))
 }
 
 /// Applies to this node what it applies to its peers, in both roles.

@@ -66,6 +66,49 @@ impl Dialer {
     }
 }
 
+/// First wait after a connection that was to take another's place came to nothing; doubles up to
+/// [`RENEWAL_BACKOFF_MAX`]. Nothing is broken meanwhile.
+const RENEWAL_BACKOFF_FIRST: Duration = Duration::from_secs(1);
+/// Longest such wait.
+const RENEWAL_BACKOFF_MAX: Duration = Duration::from_secs(64);
+
+/// The connection that is to take the place of one that carries packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Renewal {
+    /// When it is to be begun; `None` while there is no reason to.
+    pub(super) due: Option<Instant>,
+    /// Its place, once it has begun.
+    pub(super) link: Option<usize>,
+    failures: u32,
+}
+
+impl Renewal {
+    /// Asks for it at `due`, or after the wait for the last failure where that is later.
+    pub(super) fn ask(&mut self, due: Instant, now: Instant) {
+        // What was asked for stays: else each look at it would put it off.
+        if self.due.is_some_and(|before| before <= due) {
+            return;
+        }
+        let wait = self
+            .failures
+            .checked_sub(1)
+            .map_or(Duration::ZERO, |doublings| {
+                RENEWAL_BACKOFF_FIRST
+                    .saturating_mul(1 << doublings.min(16))
+                    .min(RENEWAL_BACKOFF_MAX)
+            });
+        let due = due.max(now + wait);
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+    }
+
+    /// The attempt, or its beginning, came to nothing.
+    pub(super) fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        self.due = None;
+        self.link = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

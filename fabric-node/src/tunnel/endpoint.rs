@@ -9,6 +9,7 @@
 mod budget;
 mod dialling;
 mod lifecycle;
+mod renewal;
 mod timers;
 mod transmit;
 
@@ -25,12 +26,13 @@ use bytes::BytesMut;
 use fabric_core::ids::PeerId;
 use quinn_proto::{
     ConnectionEvent, ConnectionHandle, DatagramEvent, EcnCodepoint, Incoming, ServerConfig,
-    Transmit, crypto::rustls::QuicServerConfig,
+    Transmit,
 };
 
 use self::{
     budget::Budget,
-    lifecycle::{payload_max, payload_max_for},
+    lifecycle::payload_max,
+    renewal::{Terms, server_configs, unix_millis},
     timers::Timers,
 };
 use super::{
@@ -43,9 +45,13 @@ use super::{
     report::{LinkReport, PeerReport, PeerState, Throttle},
     secrets::Secrets,
     socket::UnderlaySocket,
-    transport::{INCOMING_MAX, TunnelSettings, endpoint_config, transport_config},
+    transport::{TunnelSettings, endpoint_config},
 };
-use crate::{node_id::NodeId, pki::identity::NodeIdentity, sys::udp};
+use crate::{
+    node_id::NodeId,
+    pki::{LiveIdentity, NodeIdentity},
+    sys::udp,
+};
 
 /// Payloads handed to the kernel in one send; 44 of 1452 bytes fill 64 KiB.
 const SEGMENTS_MAX: usize = 44;
@@ -61,13 +67,18 @@ const UNPROVEN_HANDSHAKES_MAX: usize = 64;
 /// ignored, so that whoever has an address of one node does not crowd out the others.
 const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
 
+/// What a peer is told of the end of a connection that another has replaced.
+const REPLACED: &str = "replaced by a newer connection";
+/// How long a connection whose place another has taken goes on, for what is on its way.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+
 /// Who this endpoint is.
 #[derive(Clone)]
 pub struct EndpointContext {
     /// This node.
     pub node: NodeId,
-    /// Its certificate and key.
-    pub identity: Arc<NodeIdentity>,
+    /// Its certificate and key, which may be replaced at any time.
+    pub identity: Arc<LiveIdentity>,
     /// Index of this worker.
     pub worker: u32,
     /// Workers of this node.
@@ -97,7 +108,13 @@ pub struct Accounts {
 pub struct Endpoint {
     context: EndpointContext,
     engine: quinn_proto::Endpoint,
+    /// The identity that new connections begin with, as of the last look at the context's.
+    identity: Arc<NodeIdentity>,
     server_configs: [Arc<ServerConfig>; 2],
+    /// When it is to be looked again at how long each connection may last.
+    review_due: Instant,
+    /// The system's clock at a time (ms since 1970).
+    wall_ms: fn(Instant) -> i64,
     sockets: Vec<UnderlaySocket>,
     pool: BufferPool,
     links: Vec<Option<Box<Slot>>>,
@@ -137,6 +154,10 @@ struct Slot {
     /// Whether the other side had proven its address when this connection began.
     proven: bool,
     boot_id: Option<u64>,
+    /// What it began with on this side.
+    identity: Arc<NodeIdentity>,
+    /// How long it may last; known once the other side has shown who it is.
+    terms: Option<Terms>,
     stage: Stage,
     since: Instant,
     /// When the last datagram of this connection came.
@@ -152,6 +173,8 @@ struct Slot {
 enum Stage {
     Handshaking,
     Live,
+    /// Another took its place: it sends what it was given, takes what comes, and ends soon.
+    Draining,
     Closing,
 }
 
@@ -165,6 +188,7 @@ impl Slot {
         match self.stage {
             Stage::Handshaking => Some(self.since + ATTEMPT_MAX),
             Stage::Live => Some(self.heard + idle_timeout),
+            Stage::Draining => Some(self.since + DRAIN_MAX),
             Stage::Closing => None,
         }
     }
@@ -186,20 +210,9 @@ impl Endpoint {
             })?);
         }
         let payload_max = payload_max(context.underlay_mtu, false);
-        let crypto = Arc::new(QuicServerConfig::try_from(
-            context.identity.server_config(),
-        )?);
-        let server_configs = [false, true].map(|ipv6| {
-            let mut config = ServerConfig::with_crypto(crypto.clone());
-            config
-                .transport_config(transport_config(
-                    &context.settings,
-                    payload_max_for(&context, ipv6),
-                ))
-                .migration(false)
-                .max_incoming(INCOMING_MAX);
-            Arc::new(config)
-        });
+        let identity = context.identity.current();
+        let server_configs = server_configs(&context, &identity)?;
+        let now = Instant::now();
         let engine = quinn_proto::Endpoint::new(
             endpoint_config(&context.secrets, payload_max),
             Some(server_configs[0].clone()),
@@ -209,11 +222,14 @@ impl Endpoint {
         Ok(Self {
             context,
             engine,
+            identity,
             server_configs,
+            review_due: now,
+            wall_ms: unix_millis,
             sockets,
             pool,
             links: Vec::new(),
-            timers: Timers::new(Instant::now()),
+            timers: Timers::new(now),
             peers: BTreeMap::new(),
             dial_due: None,
             dirty: Vec::new(),
@@ -255,10 +271,11 @@ impl Endpoint {
                 .peers
                 .entry(peer.target.id)
                 .or_insert_with(|| PeerEntry::new(peer.clone(), now));
-            entry.peer = peer.clone();
+            entry.follow(peer);
         }
         self.changed = true;
         self.cut_moved(now);
+        self.review(now);
         self.dial(now);
     }
 
@@ -298,7 +315,7 @@ impl Endpoint {
             let Some(slot) = self.slot(index) else {
                 continue;
             };
-            let (Stage::Live, Some(peer)) = (slot.stage, slot.peer) else {
+            let (Stage::Live | Stage::Draining, Some(peer)) = (slot.stage, slot.peer) else {
                 continue;
             };
             if let Err(error) = slot.link.receive(&mut |record| sink(peer, record)) {
@@ -372,7 +389,8 @@ impl Endpoint {
     /// [`Self::transmit`] on.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.timers.next().into_iter().chain(self.dial_due).min()
+        let due = [self.timers.next(), self.dial_due, Some(self.review_due)];
+        due.into_iter().flatten().min()
     }
 
     /// Time has passed: retransmissions, dead peers, new attempts. O(places of connections), in a turn
@@ -396,12 +414,16 @@ impl Endpoint {
             };
             let stage = slot.stage;
             if slot.deadline(idle_timeout).is_some_and(|due| due <= now) {
-                let reason = match stage {
-                    Stage::Handshaking => "the handshake took too long",
-                    Stage::Live | Stage::Closing => "the peer is silent",
+                let (code, reason) = match stage {
+                    Stage::Handshaking => (close::TOO_SLOW, "the handshake took too long"),
+                    Stage::Draining => (close::REPLACED, REPLACED),
+                    Stage::Live | Stage::Closing => (close::TOO_SLOW, "the peer is silent"),
                 };
-                self.end(index, close::TOO_SLOW, reason, now);
+                self.end(index, code, reason, now);
             }
+        }
+        if self.review_due <= now {
+            self.review(now);
         }
         if self.dial_due.is_some_and(|due| due <= now) {
             self.dial(now);
@@ -537,6 +559,7 @@ impl Endpoint {
             }
             return;
         }
+        self.follow_identity();
         let proven = incoming.remote_address_validated();
         let accepting = self
             .links

@@ -13,10 +13,10 @@ use std::{
 use fabric_core::ids::PeerId;
 
 use super::{
-    dialer::Dialer,
+    dialer::{Dialer, Renewal},
     report::{EndedLinks, Throttle},
 };
-use crate::node_id::NodeId;
+use crate::{node_id::NodeId, pki::key::KeyHash};
 
 /// Worker counts beyond this are not believed: a peer cannot make us dial without bound.
 const PEER_WORKERS_MAX: u32 = 64;
@@ -34,6 +34,16 @@ pub struct PeerTarget {
     pub node: NodeId,
     /// Where its workers listen, worker i at port + i.
     pub underlay: Vec<SocketAddr>,
+    /// The only keys that it may show, usually one, two while it changes; any if there are none.
+    pub keys: Vec<KeyHash>,
+}
+
+impl PeerTarget {
+    /// Whether the node may show this key.
+    #[must_use]
+    pub fn accepts(&self, key: KeyHash) -> bool {
+        self.keys.is_empty() || self.keys.contains(&key)
+    }
 }
 
 /// A peer as the control plane hands it to every worker.
@@ -76,6 +86,8 @@ pub(super) struct PeerEntry {
     pub(super) since: Instant,
     pub(super) last_error: String,
     pub(super) ended: EndedLinks,
+    /// Whether its keys changed last by one that came beside another: it was it that changed them.
+    pub(super) rotates: bool,
     /// Its comings and goings in the log.
     pub(super) log: Throttle,
 }
@@ -84,6 +96,18 @@ pub(super) struct PeerEntry {
 pub(super) struct Dialled {
     pub(super) dialer: Dialer,
     pub(super) link: Option<usize>,
+    pub(super) renewal: Renewal,
+}
+
+impl Dialled {
+    /// When the next attempt is due: at a connection while there is none, or at one to take its place.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match (self.link, self.renewal.link) {
+            (None, _) => Some(self.dialer.due()),
+            (Some(_), None) => self.renewal.due,
+            (Some(_), Some(_)) => None,
+        }
+    }
 }
 
 impl PeerEntry {
@@ -95,8 +119,18 @@ impl PeerEntry {
             since: now,
             last_error: String::new(),
             ended: EndedLinks::default(),
+            rotates: false,
             log: Throttle::new(LOG_LINES_PER_SECOND_MAX),
         }
+    }
+
+    /// Takes over what is known of the peer now.
+    pub(super) fn follow(&mut self, peer: &Peer) {
+        let (before, keys) = (&self.peer.target.keys, &peer.target.keys);
+        if before != keys {
+            self.rotates = keys.iter().any(|key| before.contains(key));
+        }
+        self.peer = peer.clone();
     }
 
     pub(super) fn id(&self) -> PeerId {
@@ -133,6 +167,7 @@ impl PeerEntry {
             self.dialled.entry(connection).or_insert_with(|| Dialled {
                 dialer: Dialer::new(now, backoff_max),
                 link: None,
+                renewal: Renewal::default(),
             });
         }
         // What waits after a failure is remembered: else a peer that tells now of many workers, now of
@@ -193,6 +228,7 @@ mod tests {
             id: PeerId(1),
             node: NodeId::new("worker-b").unwrap(),
             underlay: vec![SocketAddr::new([10, 90, 0, 2].into(), port)],
+            keys: Vec::new(),
         };
         let shared = Arc::default();
         PeerEntry::new(Peer { target, shared }, now)

@@ -34,6 +34,8 @@ pub mod close {
     pub const UNKNOWN_NODE: u32 = 3;
     /// The attempt took too long.
     pub const TOO_SLOW: u32 = 4;
+    /// A certificate has expired, or what the node showed is no longer accepted.
+    pub const NO_LONGER_VALID: u32 = 5;
 }
 
 /// A connection and what waits for it.
@@ -133,6 +135,13 @@ impl QuicLink {
     /// Drops what waits; returns how many counted packets that were.
     pub fn discard_queue(&mut self) -> u64 {
         std::mem::take(&mut self.queue).queued()
+    }
+
+    /// Takes what waits in front of `older`, whose place this one takes, unless something waits here.
+    pub fn take_queue(&mut self, older: &mut Self) {
+        if self.queue.is_empty() {
+            std::mem::swap(&mut self.queue, &mut older.queue);
+        }
     }
 
     /// Says hello on a control stream of our own (the dialler does).

@@ -32,7 +32,7 @@ use fabric_node::{
         published::{Ports, Published},
     },
     node_id::NodeId,
-    pki::{self, NodeIdentity},
+    pki::{self, LiveIdentity, NodeIdentity},
     sys::{
         netlink::{LinkSettings, Netlink, RouteSpec, enable_ipv6},
         netns::Netns,
@@ -245,6 +245,7 @@ impl Fabric {
                     id: peer_id(other),
                     node,
                     underlay: vec![underlay(other)],
+                    keys: Vec::new(),
                 },
                 shared: Arc::new(PeerShared::default()),
             })
@@ -339,7 +340,7 @@ pub fn context(
 ) -> EndpointContext {
     EndpointContext {
         node,
-        identity: Arc::new(identity),
+        identity: LiveIdentity::of(identity),
         worker: 0,
         workers,
         boot_id,

@@ -8,9 +8,7 @@ use std::fmt;
 use fabric_proto::admin::{DropList, PeerList, Status, Tally};
 use prometheus_client::{
     collector::Collector,
-    encoding::{
-        DescriptorEncoder, EncodeGaugeValue, NoLabelSet, text::encode,
-    },
+    encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet, text::encode},
     metrics::MetricType,
     registry::Registry,
 };
@@ -173,12 +171,7 @@ impl Figures {
         let attach = &self.vitals.attach;
         lines
             .encoder
-            .encode_descriptor(
-                "attach_duration_seconds",
-                help,
-                None,
-                MetricType::Histogram,
-            )?
+            .encode_descriptor("attach_duration_seconds", help, None, MetricType::Histogram)?
             .encode_histogram::<NoLabelSet>(
                 attach.sum_seconds,
                 attach.count,
@@ -244,9 +237,9 @@ impl Lines<'_, '_> {
         help: &str,
         series: &[([(&str, &str); N], u64)],
     ) -> fmt::Result {
-        let mut family =
-            self.encoder
-                .encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut family = self
+            .encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in series {
             let mut one = family.encode_family(labels)?;
             one.encode_counter::<NoLabelSet, u64, u64>(value, None)?;
@@ -297,10 +290,16 @@ mod tests {
             "fabric_attach_duration_seconds_bucket{le=\"0.002048\"} 11",
             "fabric_attach_duration_seconds_bucket{le=\"+Inf\"} 12",
         ] {
-            assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+            assert!(
+                text.lines().any(|it| it == line),
+                "{line} is not in\n{text}"
+            );
         }
         assert!(text.ends_with("# EOF\n"), "{text}");
-        assert!(text.lines().all(|line| line.starts_with("# ") || line.starts_with("fabric_")));
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("# ") || line.starts_with("fabric_"))
+        );
     }
 
     /// docs/metrics.md lists every metric with its kind and its labels, and none beside.
@@ -323,7 +322,10 @@ mod tests {
         let listed: BTreeSet<(String, String, String)> = rows
             .filter(|line| line.starts_with("| `fabric_"))
             .filter_map(|line| {
-                let cells: Vec<String> = line.split('|').map(|cell| cell.trim().replace('`', "")).collect();
+                let cells: Vec<String> = line
+                    .split('|')
+                    .map(|cell| cell.trim().replace('`', ""))
+                    .collect();
                 let [_, name, kind, labels, _, _] = &cells[..] else {
                     return None;
                 };
@@ -336,16 +338,25 @@ mod tests {
 
     /// The names of the labels of the first series of `name`, in their order.
     fn labels_of(text: &str, name: &str) -> String {
-        let series = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
-        let labels = series.map(|rest| rest.split('}').next().unwrap()).unwrap_or_default();
-        let names = labels.split(',').filter_map(|label| label.split('=').next());
+        let series = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        let labels = series
+            .map(|rest| rest.split('}').next().unwrap())
+            .unwrap_or_default();
+        let names = labels
+            .split(',')
+            .filter_map(|label| label.split('=').next());
         names.collect::<Vec<_>>().join(", ")
     }
 
     /// A node that is not in order says so.
     #[test]
     fn a_degraded_node() {
-        let text = text(&Sample { state: STATE_DEGRADED }).unwrap();
+        let text = text(&Sample {
+            state: STATE_DEGRADED,
+        })
+        .unwrap();
         assert!(text.contains("\nfabric_ready 0\n"), "{text}");
         assert!(text.contains("\nfabric_degraded 1\n"), "{text}");
     }

@@ -168,5 +168,8 @@ async fn a_taken_address_is_named() {
     let first = MetricsListener::bind(any).unwrap();
     let address = first.address().unwrap();
     let told = MetricsListener::bind(address).unwrap_err().to_string();
-    assert!(told.contains(&address.to_string()) && told.contains("metrics.listen"), "{told}");
+    assert!(
+        told.contains(&address.to_string()) && told.contains("metrics.listen"),
+        "{told}"
+    );
 }

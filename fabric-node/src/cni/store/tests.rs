@@ -86,7 +86,13 @@ fn looking_changes_nothing() {
     fs::write(&files(state.path())[2], b"damaged").unwrap();
     let before = files(state.path());
     let seen = Store::look(state.path()).unwrap();
-    assert_eq!(seen, [record(1, &["10.0.0.2", "fd00::2"]), record(2, &["10.0.0.3"])]);
+    assert_eq!(
+        seen,
+        [
+            record(1, &["10.0.0.2", "fd00::2"]),
+            record(2, &["10.0.0.3"])
+        ]
+    );
     assert_eq!(files(state.path()), before);
 }
 

@@ -438,6 +438,7 @@ fn published(node: u8, ports: &[Port], others: &[u8]) -> Published {
             id: PeerId(other.into()),
             node: node_id(other),
             underlay: vec![underlay(other)],
+            keys: Vec::new(),
         },
         shared: Arc::new(PeerShared::default()),
     };
@@ -457,7 +458,7 @@ fn endpoint(authority: &pki::Authority, node: u8) -> Endpoint {
     let identity = pki::NodeIdentity::load(&files.ca, &files.certificate, &files.key).unwrap();
     let context = EndpointContext {
         node: node_id(node),
-        identity: Arc::new(identity),
+        identity: pki::LiveIdentity::of(identity),
         worker: 0,
         workers: 1,
         boot_id: node.into(),

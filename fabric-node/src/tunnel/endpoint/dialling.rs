@@ -10,6 +10,7 @@ use crate::{
     node_id::NodeId,
     pki::identity::SERVER_NAME,
     tunnel::{
+        membership::Dialled,
         quic::{QuicLink, close},
         socket::UnderlaySocket,
         transport::transport_config,
@@ -19,6 +20,7 @@ use crate::{
 impl Endpoint {
     /// Begins every attempt that is due.
     pub fn dial(&mut self, now: Instant) {
+        self.follow_identity();
         let context = &self.context;
         let locals: Vec<SocketAddr> = self.sockets.iter().map(UnderlaySocket::local).collect();
         let mut due = Vec::new();
@@ -31,7 +33,7 @@ impl Endpoint {
                 context.settings.reconnect_max,
             );
             for (connection, dialled) in &entry.dialled {
-                if dialled.link.is_none() && dialled.dialer.due() <= now {
+                if dialled.due().is_some_and(|due| due <= now) {
                     let way = entry.way(*connection, &dialled.dialer, &locals);
                     due.push((*id, *connection, entry.node().clone(), way));
                 }
@@ -52,12 +54,16 @@ impl Endpoint {
             if let (Some(error), Some(dialled)) = (error, entry.dialled.get_mut(&connection)) {
                 tracing::debug!(peer = %node, ?way, %error, "cannot dial");
                 entry.last_error = error;
-                dialled.dialer.failed(now, spread);
+                if dialled.link.is_none() {
+                    dialled.dialer.failed(now, spread);
+                } else {
+                    dialled.renewal.failed();
+                    self.review_due = now;
+                }
             }
         }
         let dialled = self.peers.values().flat_map(|entry| entry.dialled.values());
-        let waiting = dialled.filter(|dialled| dialled.link.is_none());
-        self.dial_due = waiting.map(|dialled| dialled.dialer.due()).min();
+        self.dial_due = dialled.filter_map(Dialled::due).min();
     }
 
     fn dial_one(
@@ -68,7 +74,7 @@ impl Endpoint {
         (socket, address): (usize, SocketAddr),
         now: Instant,
     ) -> Result<(), String> {
-        let tls = self.context.identity.client_config(node.clone());
+        let tls = self.identity.client_config(node.clone());
         let crypto = QuicClientConfig::try_from(tls).map_err(|e| e.to_string())?;
         let mut config = ClientConfig::new(Arc::new(crypto));
         let payload_max = payload_max_for(&self.context, address.is_ipv6());
@@ -84,7 +90,13 @@ impl Endpoint {
             .get_mut(&peer)
             .and_then(|entry| entry.dialled.get_mut(&connection))
         {
-            dialled.link = Some(handle.0);
+            // Beside one that carries packets it is there to take its place.
+            if dialled.link.is_none() {
+                dialled.link = Some(handle.0);
+            } else {
+                dialled.renewal.link = Some(handle.0);
+                dialled.renewal.due = None;
+            }
         }
         Ok(())
     }

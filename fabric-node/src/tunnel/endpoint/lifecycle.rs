@@ -3,7 +3,7 @@
 //! Dialled: dial -> handshake (the server's certificate must name the node we meant) -> our hello ->
 //! its hello: live. Accepted: handshake (the client's certificate must name a node of the fabric):
 //! live -> its hello, ours. A hello with the number of a connection that is already there, or from a
-//! later start of the node, takes that connection's place.
+//! later start of the node, takes that connection's place. How long one may last is in [`super::renewal`].
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -12,10 +12,11 @@ use fabric_proto::hello::{Hello, PROTOCOL_VERSION};
 use quinn_proto::{ConnectionError, ConnectionHandle, Dir, Event, StreamEvent};
 use rustls_pki_types::CertificateDer;
 
-use super::{Endpoint, EndpointContext, Slot, Stage};
+use super::{Endpoint, EndpointContext, REPLACED, Slot, Stage, renewal::Terms};
 use crate::{
     node_id::NodeId,
     tunnel::{
+        dialer::Renewal,
         link::PeerLink,
         quic::{QuicLink, SecondControlStream, close},
         report::printable,
@@ -105,14 +106,20 @@ impl Endpoint {
         let node = match certificates.as_deref() {
             None => Err("it showed no certificate".to_owned()),
             Some(chain) => self
-                .context
                 .identity
                 .peer_node_id(chain)
                 .map_err(|error| error.to_string()),
         };
+        let terms = certificates.and_then(|chain| Terms::of(*chain));
+        let key = terms.as_ref().map(|terms| terms.key);
         let known = node.and_then(|node| match self.peer_of(&node) {
-            Some(peer) if self.is_at(peer, remote) => Ok((node, peer)),
-            Some(_) => Err(format!("{node} calls from an address that is not its own")),
+            Some(peer) if !self.is_at(peer, remote) => {
+                Err(format!("{node} calls from an address that is not its own"))
+            }
+            Some(peer) if !key.is_some_and(|key| self.accepts(peer, key)) => Err(format!(
+                "{node} shows a valid certificate with another key than the state source names for it"
+            )),
+            Some(peer) => Ok((node, peer)),
             None => Err(format!(
                 "{node} has a valid certificate but is not a node of this fabric"
             )),
@@ -120,14 +127,16 @@ impl Endpoint {
         let (node, peer) = match known {
             Ok(known) => known,
             Err(reason) => {
-                self.note_refusal(remote, &reason);
                 self.end(index, close::UNKNOWN_NODE, "not a node of this fabric", now);
+                // Afterwards, so that the operator reads this and not the few words for the peer.
+                self.note_refusal(remote, &reason);
                 return;
             }
         };
         let hello = self.hello(index);
         let Some(slot) = self.slot(index) else { return };
         slot.peer = Some(peer);
+        slot.terms = terms;
         if dialled {
             slot.link.open_control(&hello);
         } else {
@@ -210,30 +219,41 @@ impl Endpoint {
         if handshaking {
             self.go_live(index, peer, now);
         }
-        let superseded: Vec<usize> = self
-            .peers
-            .get(&peer)
-            .map(|entry| entry.live.clone())
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|other| *other != index)
-            .filter(|other| {
-                self.links
-                    .get(*other)
-                    .and_then(Option::as_deref)
-                    .is_some_and(|slot| {
-                        slot.connection == Some(connection)
-                            || slot.boot_id.is_some_and(|boot_id| boot_id != hello.boot_id)
-                    })
-            })
-            .collect();
-        for other in superseded {
-            self.end(
-                other,
-                close::REPLACED,
-                "replaced by a newer connection",
-                now,
-            );
+        self.supersede(index, peer, connection, hello.boot_id, now);
+    }
+
+    /// Ends what the connection `index` takes the place of: at once if it is of another start of the peer,
+    /// otherwise when what is on its way has come.
+    fn supersede(
+        &mut self,
+        index: usize,
+        peer: PeerId,
+        connection: u32,
+        boot_id: u64,
+        now: Instant,
+    ) {
+        let mut superseded = Vec::new();
+        for (other, slot) in self.links.iter().enumerate() {
+            let Some(slot) = slot.as_deref() else {
+                continue;
+            };
+            let carries = matches!(slot.stage, Stage::Live | Stage::Draining);
+            if other == index || !carries || slot.peer != Some(peer) {
+                continue;
+            }
+            if slot.boot_id.is_some_and(|other| other != boot_id) {
+                superseded.push((other, false));
+            } else if slot.connection == Some(connection) {
+                // One at a time: what drained before has had its time.
+                superseded.push((other, slot.stage == Stage::Live));
+            }
+        }
+        for (other, may_drain) in superseded {
+            if may_drain {
+                self.drain(other, index, now);
+            } else {
+                self.end(other, close::REPLACED, REPLACED, now);
+            }
         }
     }
 
@@ -241,6 +261,8 @@ impl Endpoint {
         let Some(slot) = self.slot(index) else { return };
         slot.stage = Stage::Live;
         let remote = slot.link.remote();
+        let connection = slot.connection.filter(|_| slot.dialled);
+        self.review_due = now;
         let Some(entry) = self.peers.get_mut(&peer) else {
             return;
         };
@@ -251,6 +273,12 @@ impl Endpoint {
             }
         }
         entry.live.push(index);
+        if let Some(dialled) = connection.and_then(|number| entry.dialled.get_mut(&number))
+            && dialled.renewal.link == Some(index)
+        {
+            dialled.link = Some(index);
+            dialled.renewal = Renewal::default();
+        }
     }
 
     fn on_lost(&mut self, index: usize, reason: &ConnectionError, now: Instant) {
@@ -279,6 +307,7 @@ impl Endpoint {
     fn detach(&mut self, index: usize, reason: &str, now: Instant) {
         let spread = self.context.boot_id.rotate_left(index as u32 % 64) ^ index as u64;
         let Some(slot) = self.slot(index) else { return };
+        let carried = matches!(slot.stage, Stage::Live | Stage::Draining);
         slot.stage = Stage::Closing;
         let accounts = slot.link.take_accounts();
         let lost = slot.link.discard_queue();
@@ -295,26 +324,36 @@ impl Endpoint {
             return;
         };
         let was_live = entry.live.contains(&index);
-        if was_live {
+        if carried {
             entry.ended.add_link(path, in_flight);
         }
         entry.live.retain(|live| *live != index);
-        entry.last_error = reason.to_owned();
+        if carried == was_live {
+            entry.last_error = reason.to_owned();
+        }
         if was_live && entry.live.is_empty() {
             entry.since = now;
             if let Some(suppressed) = entry.log.allow(now) {
                 tracing::warn!(peer = %entry.node(), reason, lost, in_flight, suppressed, "peer disconnected");
             }
         }
-        if let Some(dialled) = connection
+        let Some(dialled) = connection
             .filter(|_| dialled)
             .and_then(|connection| entry.dialled.get_mut(&connection))
-            .filter(|dialled| dialled.link == Some(index))
-        {
-            dialled.link = None;
-            dialled.dialer.failed(now, spread);
-            let due = dialled.dialer.due();
-            self.dial_due = self.dial_due.into_iter().chain([due]).min();
+        else {
+            return;
+        };
+        if dialled.link == Some(index) {
+            // One that was to take its place does so sooner.
+            dialled.link = std::mem::take(&mut dialled.renewal).link;
+            if dialled.link.is_none() {
+                dialled.dialer.failed(now, spread);
+                let due = dialled.dialer.due();
+                self.dial_due = self.dial_due.into_iter().chain([due]).min();
+            }
+        } else if dialled.renewal.link == Some(index) {
+            dialled.renewal.failed();
+            self.review_due = now;
         }
     }
 
@@ -356,6 +395,7 @@ impl Endpoint {
         if self.links.len() <= handle.0 {
             self.links.resize_with(handle.0 + 1, || None);
         }
+        let identity = self.identity.clone();
         if let Some(place) = self.links.get_mut(handle.0) {
             *place = Some(Box::new(Slot {
                 link,
@@ -366,6 +406,8 @@ impl Endpoint {
                 dialled: dialled.is_some(),
                 proven: dialled.is_some(),
                 boot_id: None,
+                identity,
+                terms: None,
                 stage: Stage::Handshaking,
                 since: now,
                 heard: now,

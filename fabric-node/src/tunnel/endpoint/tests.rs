@@ -4,6 +4,7 @@
 mod memory;
 mod order;
 mod queueing;
+mod renewal;
 
 use std::time::Duration;
 
@@ -103,16 +104,11 @@ fn endpoint(
     secrets: &Secrets,
     locals: &[SocketAddr],
 ) -> Endpoint {
-    let dir = tempfile::tempdir().unwrap();
     let node = NodeId::new(name).unwrap();
-    let credentials = pki::issue(authority, &node, 1).unwrap();
-    let [ca, certificate, key] = ["ca", "certificate", "key"].map(|file| dir.path().join(file));
-    std::fs::write(&ca, &credentials.ca_pem).unwrap();
-    std::fs::write(&certificate, &credentials.chain_pem).unwrap();
-    std::fs::write(&key, &credentials.key_pem).unwrap();
+    let identity = identity(authority, &node);
     let context = EndpointContext {
         node,
-        identity: Arc::new(NodeIdentity::load(&ca, &certificate, &key).unwrap()),
+        identity: LiveIdentity::of(identity),
         worker: 0,
         workers: 1,
         boot_id,
@@ -129,6 +125,26 @@ fn endpoint(
     Endpoint::bind(context, locals).unwrap()
 }
 
+fn identity(authority: &pki::Authority, node: &NodeId) -> NodeIdentity {
+    let credentials = pki::issue(authority, node, 1).unwrap();
+    load(
+        &credentials.ca_pem,
+        &credentials.chain_pem,
+        &credentials.key_pem,
+    )
+}
+
+fn load(ca: &str, certificate: &str, key: &str) -> NodeIdentity {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = [("ca", ca), ("certificate", certificate), ("key", key)];
+    let [ca, certificate, key] = texts.map(|(name, text)| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    });
+    NodeIdentity::load(&ca, &certificate, &key).unwrap()
+}
+
 fn local(endpoint: &Endpoint) -> SocketAddr {
     endpoint.sockets[0].local()
 }
@@ -139,6 +155,7 @@ fn peer(name: &str, underlay: &[SocketAddr]) -> Peer {
             id: PEER,
             node: NodeId::new(name).unwrap(),
             underlay: underlay.to_vec(),
+            keys: Vec::new(),
         },
         shared: Arc::default(),
     }

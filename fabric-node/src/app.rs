@@ -1,28 +1,31 @@
 //! The only place that wires and spawns.
 //!
-//! In order: configuration, identity, the first desired state, the data plane, `fabric0`, the pods
+//! In order: configuration, the first desired state and the identity, the data plane, `fabric0`, the pods
 //! that were attached before, the sockets, and then whatever changes until a signal comes. On SIGTERM
 //! and SIGINT pods keep their devices; their traffic waits for the next daemon.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+mod follow;
+mod identity;
+mod kubernetes;
+mod source;
+mod waiting;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use fabric_core::ids::PortId;
 use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 
+use self::{
+    identity::{follow_files, load_files},
+    source::{Begun, Following},
+};
 use crate::{
     admin::{
         metrics::{self, MetricsListener},
         server as admin_server,
         view::{NodeView, SourceContact},
     },
-    causes::with_causes,
     cli::install::write_list,
     cni::{
         attach::{Attacher, Fabric as _},
@@ -34,19 +37,14 @@ use crate::{
     config::{self, NodeConfig, SourceConfig},
     control::{
         desired::{DesiredState, NodeSpec},
-        file::{self, FileWatch, SourceEvent},
-        host,
+        file, host,
         in_force::InForce,
         last_good::LastGood,
         outside::Outside,
     },
     dataplane::Dataplane,
     offloads,
-    pki::{
-        LiveIdentity, NodeIdentity,
-        files::NodeFiles,
-        follow::{self as identity_files, IdentityWatch},
-    },
+    pki::{LiveIdentity, follow::IdentityWatch},
     signals::terminated,
     sys::{
         sysctl::Sysctl,
@@ -81,9 +79,16 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
+    make_folders(&config)?;
+    let last_good = LastGood::new(&config.state_dir);
+    let contact = Arc::new(SourceContact::default());
+    let Some((source, begun)) = source::open(&config, &runtime, &last_good, &contact)? else {
+        return Ok(());
+    };
     // Netlink and namespaces block, so the node is put together outside the runtime.
-    let node = Node::start(&config)?;
-    runtime.block_on(node.serve(&config))
+    let node = Node::start(&config, begun, contact)?;
+    let source = source.follow(&node, last_good)?;
+    runtime.block_on(node.serve(&config, source))
 }
 
 /// Reads everything that a start would read, and changes nothing.
@@ -92,34 +97,41 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
 ///
 /// The first thing that would keep the node from starting.
 pub fn check(config: &NodeConfig) -> anyhow::Result<()> {
-    load_identity(config)?;
-    let SourceConfig::File { path } = &config.source;
-    local_node(config, &file::read_directory(path)?).map(drop)
+    match &config.source {
+        SourceConfig::File { path } => {
+            load_files(config)?;
+            local_node(config, &file::read_directory(path)?).map(drop)
+        }
+        // Whether the API server answers is for the running daemon to find out, again and again.
+        SourceConfig::Kubernetes(kubernetes) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start a runtime")?
+            .block_on(async {
+                kubernetes::access(config, kubernetes).await?.client()?;
+                Ok(())
+            }),
+    }
 }
 
 struct Node {
     in_force: Arc<InForce>,
+    desired: DesiredState,
+    identity: Arc<LiveIdentity>,
     wanted: TunOffloads,
     attacher: Arc<Attacher>,
     contact: Arc<SourceContact>,
     /// Ends when it is dropped.
-    _watch: FileWatch,
-    /// The same.
-    _identity_watch: IdentityWatch,
+    _identity_watch: Option<IdentityWatch>,
 }
 
 impl Node {
-    fn start(config: &NodeConfig) -> anyhow::Result<Self> {
-        make_folders(config)?;
-        let identity = LiveIdentity::of(load_identity(config)?);
-        let last_good = LastGood::new(&config.state_dir);
-        let SourceConfig::File { path } = &config.source;
-        let contact = Arc::new(SourceContact::default());
-        let read = file::read_directory(path);
-        if read.is_ok() {
-            contact.confirm(SystemTime::now());
-        }
-        let desired = last_good.begin_with(read, SystemTime::now())?;
+    fn start(
+        config: &NodeConfig,
+        begun: Begun,
+        contact: Arc<SourceContact>,
+    ) -> anyhow::Result<Self> {
+        let Begun { desired, identity } = begun;
         let dataplane = Arc::new(start_dataplane(config, identity.clone(), &desired)?);
         let wanted = offloads::of_devices(config.dataplane.offloads);
         let sysctl = Sysctl::at(&config.host.proc_sys);
@@ -136,19 +148,19 @@ impl Node {
             KernelLinks::new(wanted, NetnsRoots::new(&config.cni.netns_roots))?.with_sysctl(sysctl);
         let attacher = Arc::new(Attacher::open(&config.state_dir, in_force.clone(), links)?);
         attacher.restore();
-        let watch = follow(path, desired, in_force.clone(), last_good, contact.clone())?;
-        let identity_watch = follow_identity(config, identity, in_force.clone())?;
+        let identity_watch = follow_files(config, &identity, &in_force)?;
         Ok(Self {
             in_force,
+            desired,
+            identity,
             wanted,
             attacher,
             contact,
-            _watch: watch,
             _identity_watch: identity_watch,
         })
     }
 
-    async fn serve(self, config: &NodeConfig) -> anyhow::Result<()> {
+    async fn serve(self, config: &NodeConfig, source: Following) -> anyhow::Result<()> {
         let (stop, stopped) = watch::channel(false);
         let listener = admin_server::AdminListener::bind(&config.admin.socket)?;
         let view = NodeView::new(
@@ -175,7 +187,7 @@ impl Node {
             self.in_force.clone(),
             stopped.clone(),
         );
-        let list = write_list_when_ready(config, self.in_force.clone(), stopped);
+        let list = write_list_when_ready(config, self.in_force.clone(), stopped.clone());
         servers.spawn(async {
             list.await;
             Ok(())
@@ -184,12 +196,19 @@ impl Node {
             cni.await;
             Ok(())
         });
+        let _watch = match source {
+            Following::File(watch) => Some(watch),
+            Following::Kubernetes(cluster) => {
+                servers.spawn(cluster.run(stopped));
+                None
+            }
+        };
         tracing::info!(node = %config.node, admin = %config.admin.socket.display(), cni = %config.cni.socket.display(), "ready");
         // A node that has lost a part of itself ends, so that whoever supervises it starts it anew.
         let end = tokio::select! {
             signal = terminated() => signal.map(|signal| tracing::info!(signal, "stopping")),
             () = workers_ended(&self.in_force) => Err(anyhow::anyhow!("a data-plane worker has ended")),
-            Some(ended) = servers.join_next() => ended?.and(Err(anyhow::anyhow!("a socket is no longer served"))),
+            Some(ended) = servers.join_next() => ended?.and(Err(anyhow::anyhow!("a socket or the state source is no longer served"))),
         };
         let _ = stop.send(true);
         while let Some(ended) = servers.join_next().await {
@@ -273,42 +292,6 @@ fn write_list_when_ready(
     }
 }
 
-/// Applies every change of the source, and keeps the last good state.
-fn follow(
-    path: &Path,
-    first: DesiredState,
-    in_force: Arc<InForce>,
-    last_good: LastGood,
-    contact: Arc<SourceContact>,
-) -> anyhow::Result<FileWatch> {
-    let watch = file::watch(path, first, move |event| {
-        // Failures and recoveries are logged where they are found; what is in force stays.
-        let SourceEvent::Changed(desired) = event else {
-            return;
-        };
-        match in_force.set_desired(desired.clone()) {
-            Ok(()) => {
-                contact.confirm(SystemTime::now());
-                tracing::info!(
-                    nodes = desired.nodes.len(),
-                    generation = in_force.generation().0,
-                    "new state in force"
-                );
-                if let Err(error) = last_good.save(&desired, SystemTime::now()) {
-                    tracing::error!(%error, "the state in force will not survive a restart");
-                }
-            }
-            Err(error) => {
-                tracing::error!(
-                    error = with_causes(&error),
-                    "the new state is refused; the last good one stays in force"
-                );
-            }
-        }
-    })?;
-    Ok(watch)
-}
-
 fn start_dataplane(
     config: &NodeConfig,
     identity: Arc<LiveIdentity>,
@@ -346,35 +329,6 @@ fn local_node<'a>(config: &NodeConfig, desired: &'a DesiredState) -> anyhow::Res
             config.node
         )
     })
-}
-
-fn load_identity(config: &NodeConfig) -> anyhow::Result<NodeIdentity> {
-    let files = &config.identity;
-    let identity = NodeIdentity::load(&files.ca, &files.certificate, &files.key)?;
-    anyhow::ensure!(
-        *identity.node_id() == config.node,
-        "the certificate {} is for node {}, but this node is {}: issue one with `fabric pki issue {}`",
-        files.certificate.display(),
-        identity.node_id(),
-        config.node,
-        config.node,
-    );
-    Ok(identity)
-}
-
-/// Takes new files of the identity into use; the data plane then makes new connections with it.
-fn follow_identity(
-    config: &NodeConfig,
-    identity: Arc<LiveIdentity>,
-    in_force: Arc<InForce>,
-) -> anyhow::Result<IdentityWatch> {
-    let files = NodeFiles {
-        ca: config.identity.ca.clone(),
-        certificate: config.identity.certificate.clone(),
-        key: config.identity.key.clone(),
-    };
-    identity_files::follow(files, identity, move || in_force.dataplane().wake())
-        .context("cannot follow the identity's files")
 }
 
 fn make_folders(config: &NodeConfig) -> anyhow::Result<()> {

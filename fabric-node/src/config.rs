@@ -14,6 +14,16 @@
 //! kind = "file"
 //! path = "/etc/fabric/nodes.d"
 //!
+//! # or, in a Kubernetes cluster (docs/kubernetes.md):
+//! # kind = "kubernetes"
+//! # port = 7946
+//! # underlay = []            # instead of the Node's InternalIPs
+//! # host_addresses = []
+//! # host_root = "/"          # where the kubelet's kubeconfig is looked for
+//! # service_account = "/var/run/secrets/kubernetes.io/serviceaccount"
+//! # kubeconfig = "/path"     # instead of the service account
+//! # startup_taint = "fabric.dev/agent-not-ready"
+//!
 //! [identity]
 //! kind = "files" # or "kubernetes": certificates of the cluster's signer, kept below `state_dir`
 //! ca = "/etc/fabric/pki/ca.pem"
@@ -65,7 +75,7 @@ pub mod place;
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -79,7 +89,9 @@ use self::{
     outside::{HostConfig, OutsideConfig},
     place::{Misplaced, Source},
 };
-use crate::{node_id::NodeId, pki::spiffe::TrustDomain};
+use crate::{
+    control::kubernetes::client::SERVICE_ACCOUNT_DIR, node_id::NodeId, pki::spiffe::TrustDomain,
+};
 
 /// Default of `state_dir`.
 pub const STATE_DIR: &str = "/var/lib/fabric";
@@ -87,6 +99,10 @@ pub const STATE_DIR: &str = "/var/lib/fabric";
 pub const RUN_DIR: &str = "/run/fabric";
 /// Default of `source.path`.
 pub const NODES_DIR: &str = "/etc/fabric/nodes.d";
+/// Default of `source.port`: the first worker's UDP port.
+pub const UNDERLAY_PORT: u16 = 7946;
+/// Default of `source.startup_taint`.
+pub const STARTUP_TAINT: &str = "fabric.dev/agent-not-ready";
 /// Default of `identity.ca`.
 pub const CA_FILE: &str = "/etc/fabric/pki/ca.pem";
 /// Default of `identity.certificate`.
@@ -143,7 +159,8 @@ pub enum ConfigError {
 /// The daemon's configuration, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// `node`: this node's name, as in its certificate and in the state source. Required.
+    /// `node`: this node's name, as in its certificate and in the state source. Required, here or
+    /// from [`load_as`].
     pub node: NodeId,
     /// `state_dir`: what must outlive a reboot: attachments, the last good state. [`STATE_DIR`].
     pub state_dir: PathBuf,
@@ -171,13 +188,36 @@ pub struct NodeConfig {
 
 /// `[source]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "SourceTable")]
+#[serde(try_from = "SourceTable")]
 pub enum SourceConfig {
     /// `kind = "file"`, the default.
     File {
         /// `source.path`: directory of `*.toml` files that name the nodes. [`NODES_DIR`].
         path: PathBuf,
     },
+    /// `kind = "kubernetes"`: the cluster's FabricNodes.
+    Kubernetes(KubernetesConfig),
+}
+
+/// `[source]` with `kind = "kubernetes"`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesConfig {
+    /// `source.kubeconfig`: how to reach the API server, instead of the service account. None.
+    pub kubeconfig: Option<PathBuf>,
+    /// `source.service_account`: folder of the pod's service account. [`SERVICE_ACCOUNT_DIR`].
+    pub service_account: PathBuf,
+    /// `source.host_root`: where the host's file system is, for the address in the kubelet's
+    /// kubeconfig. `/`.
+    pub host_root: PathBuf,
+    /// `source.underlay`: addresses to listen on, instead of the Node's InternalIPs. None.
+    pub underlay: Vec<IpAddr>,
+    /// `source.port`: the first worker's UDP port. [`UNDERLAY_PORT`].
+    pub port: u16,
+    /// `source.host_addresses`: further addresses the host answers on inside the fabric. None.
+    pub host_addresses: Vec<IpAddr>,
+    /// `source.startup_taint`: key of the taint to take from the Node once pods can be attached; an
+    /// empty text for none. [`STARTUP_TAINT`].
+    pub startup_taint: Option<String>,
 }
 
 /// Where a node's certificate comes from.
@@ -306,7 +346,9 @@ pub fn load_as(path: &Path, node: Option<&str>) -> Result<NodeConfig, ConfigErro
 
 impl Default for SourceConfig {
     fn default() -> Self {
-        SourceTable::default().into()
+        Self::File {
+            path: NODES_DIR.into(),
+        }
     }
 }
 
@@ -415,32 +457,68 @@ fn default_run_dir() -> PathBuf {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 struct SourceTable {
+    #[serde(default)]
     kind: SourceKind,
-    path: PathBuf,
+    path: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    service_account: Option<PathBuf>,
+    host_root: Option<PathBuf>,
+    underlay: Option<Vec<IpAddr>>,
+    port: Option<u16>,
+    host_addresses: Option<Vec<IpAddr>>,
+    startup_taint: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum SourceKind {
+    #[default]
     File,
+    Kubernetes,
 }
 
-impl Default for SourceTable {
-    fn default() -> Self {
-        Self {
-            kind: SourceKind::File,
-            path: NODES_DIR.into(),
-        }
-    }
-}
+impl TryFrom<SourceTable> for SourceConfig {
+    type Error = String;
 
-impl From<SourceTable> for SourceConfig {
-    fn from(table: SourceTable) -> Self {
-        match table.kind {
-            SourceKind::File => Self::File { path: table.path },
+    fn try_from(table: SourceTable) -> Result<Self, String> {
+        let of_file = [("path", table.path.is_some())];
+        let of_kubernetes = [
+            ("kubeconfig", table.kubeconfig.is_some()),
+            ("service_account", table.service_account.is_some()),
+            ("host_root", table.host_root.is_some()),
+            ("underlay", table.underlay.is_some()),
+            ("port", table.port.is_some()),
+            ("host_addresses", table.host_addresses.is_some()),
+            ("startup_taint", table.startup_taint.is_some()),
+        ];
+        let (kind, foreign) = match table.kind {
+            SourceKind::File => ("file", &of_kubernetes[..]),
+            SourceKind::Kubernetes => ("kubernetes", &of_file[..]),
+        };
+        if let Some((key, _)) = foreign.iter().find(|(_, is_there)| *is_there) {
+            return Err(format!(
+                "source.{key} has no meaning with kind = \"{kind}\""
+            ));
         }
+        Ok(match table.kind {
+            SourceKind::File => Self::File {
+                path: table.path.unwrap_or_else(|| NODES_DIR.into()),
+            },
+            SourceKind::Kubernetes => Self::Kubernetes(KubernetesConfig {
+                kubeconfig: table.kubeconfig,
+                service_account: table
+                    .service_account
+                    .unwrap_or_else(|| SERVICE_ACCOUNT_DIR.into()),
+                host_root: table.host_root.unwrap_or_else(|| "/".into()),
+                underlay: table.underlay.unwrap_or_default(),
+                port: table.port.unwrap_or(UNDERLAY_PORT),
+                host_addresses: table.host_addresses.unwrap_or_default(),
+                startup_taint: Some(table.startup_taint.unwrap_or_else(|| STARTUP_TAINT.into()))
+                    .filter(|taint| !taint.is_empty()),
+            }),
+        })
     }
 }
 
@@ -527,14 +605,26 @@ fn node_name(
 
 /// A relative path would depend on where the daemon was started.
 fn check_paths(source: &Source<'_>, document: &Document) -> Result<(), Misplaced> {
-    let SourceConfig::File { path: nodes } = &document.source;
+    let (nodes, kubernetes) = match &document.source {
+        SourceConfig::File { path } => (Some(path), None),
+        SourceConfig::Kubernetes(kubernetes) => (None, Some(kubernetes)),
+    };
     let identity = &document.identity;
     let roots = document.cni.netns_roots.iter();
     let roots = roots.map(|root| ("cni.netns_roots", Some(root)));
     for (key, path) in [
         ("state_dir", Some(&document.state_dir)),
         ("run_dir", Some(&document.run_dir)),
-        ("source.path", Some(nodes)),
+        ("source.path", nodes),
+        (
+            "source.kubeconfig",
+            kubernetes.and_then(|it| it.kubeconfig.as_ref()),
+        ),
+        (
+            "source.service_account",
+            kubernetes.map(|it| &it.service_account),
+        ),
+        ("source.host_root", kubernetes.map(|it| &it.host_root)),
         ("identity.ca", Some(&identity.ca)),
         ("identity.certificate", Some(&identity.certificate)),
         ("identity.key", Some(&identity.key)),

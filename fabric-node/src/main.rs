@@ -160,9 +160,11 @@ fn check(path: &Path, node: Option<&str>) -> anyhow::Result<()> {
 }
 
 /// Logs go to stderr, in colour only on a terminal; `FABRIC_LOG` takes the usual filter syntax,
-/// `info` by default.
+/// `info` by default. The client of the API server says every failure anew, with the whole answer: what
+/// matters of it is said by us, once.
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("FABRIC_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("FABRIC_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(in_colour())

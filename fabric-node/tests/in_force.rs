@@ -47,6 +47,7 @@ fn cluster(others: &[&str]) -> DesiredState {
         underlay: vec![format!("127.0.0.{}:7946", n + 1).parse().unwrap()],
         pod_cidrs: vec![format!("10.{}.0.0/24", n + 1).parse().unwrap()],
         host_addresses: Vec::new(),
+        identity_keys: Vec::new(),
     };
     DesiredState {
         nodes: nodes.map(|(n, name)| (id(name), spec(n))).collect(),

@@ -36,6 +36,8 @@ use super::{
 };
 use crate::sys::peer::peer_credentials_of;
 
+mod waiting;
+
 /// How long a plugin may take to say what it wants, and to take its answer.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// STATUS has to answer within two seconds, its caller's start included.
@@ -49,6 +51,8 @@ const STATUSES_MAX: usize = 4;
 /// Long frames (GCs) in memory at a time: each may take 4 MiB, and several times that once it is
 /// decoded.
 const LONG_FRAMES_MAX: usize = 2;
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections at a time; the next ones wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 512;
 
@@ -154,7 +158,7 @@ impl CniServer {
                     Err(error) => {
                         // Out of descriptors or memory: a moment later there may be some.
                         warn!(%error, "cannot accept a connection on the CNI socket");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
                 Some(_) = connections.join_next() => {}

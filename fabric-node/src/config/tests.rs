@@ -211,3 +211,43 @@ fn a_missing_file_is_named() {
         "cannot read configuration /nonexistent/fabric.toml: No such file or directory (os error 2); name another file with --config"
     );
 }
+
+/// A cluster's keys are read and have their defaults; those of the other kind are refused by name.
+#[test]
+fn the_kubernetes_source_has_keys_of_its_own() {
+    let config = parsed("node = \"a\"\n[source]\nkind = \"kubernetes\"").unwrap();
+    let wanted = KubernetesConfig {
+        kubeconfig: None,
+        service_account: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
+        host_root: "/".into(),
+        underlay: Vec::new(),
+        port: 7946,
+        host_addresses: Vec::new(),
+        startup_taint: Some("fabric.dev/agent-not-ready".into()),
+    };
+    assert_eq!(config.source, SourceConfig::Kubernetes(wanted));
+    let text = "node = \"a\"\n[source]\nkind = \"kubernetes\"\nunderlay = [\"192.0.2.1\"]\nport = 8000\nstartup_taint = \"\"";
+    let SourceConfig::Kubernetes(config) = parsed(text).unwrap().source else {
+        panic!("another kind");
+    };
+    assert_eq!((config.port, config.startup_taint), (8000, None));
+    for (text, wanted) in [
+        (
+            "kind = \"kubernetes\"\npath = \"/x\"",
+            "source.path has no meaning",
+        ),
+        (
+            "port = 1",
+            "source.port has no meaning with kind = \"file\"",
+        ),
+        (
+            "kind = \"kubernetes\"\nkubeconfig = \"x\"",
+            "source.kubeconfig: x is relative",
+        ),
+        ("kind = \"kubernetes\"\nunderlay = [\"x\"]", "underlay"),
+        ("kind = \"etcd\"", "kind"),
+    ] {
+        let error = parsed(&format!("node = \"a\"\n[source]\n{text}")).unwrap_err();
+        assert!(error.contains(wanted), "{text}: {error}");
+    }
+}

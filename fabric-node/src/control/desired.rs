@@ -7,10 +7,12 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use crate::pki::key::KeyHash;
+
 use crate::node_id::NodeId;
 
 /// One node as the state source describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeSpec {
     /// Where its workers listen: worker 0's address and UDP port; worker i uses port + i.
     pub underlay: Vec<SocketAddr>,
@@ -18,6 +20,9 @@ pub struct NodeSpec {
     pub pod_cidrs: Vec<IpNet>,
     /// Further addresses the host answers on inside the fabric, beside the underlay addresses.
     pub host_addresses: Vec<IpAddr>,
+    /// The keys that the node proves itself with, two while it changes them. Empty where the source
+    /// names none: then any key that the CA vouches for is the node's.
+    pub identity_keys: Vec<KeyHash>,
 }
 
 /// The complete state, this node included.

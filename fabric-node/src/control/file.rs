@@ -16,7 +16,6 @@
 //! Of several ranges of one family the first is used for allocation; all are routed to the node.
 
 mod claims;
-mod value;
 mod watch;
 
 use std::{
@@ -30,7 +29,10 @@ use toml::Spanned;
 
 use self::claims::Claims;
 pub use self::watch::{FileWatch, SourceEvent, watch};
-use super::desired::{DesiredState, NodeSpec};
+use super::{
+    desired::{DesiredState, NodeSpec},
+    value,
+};
 use crate::config::place::{Misplaced, Source};
 use crate::node_id::NodeId;
 
@@ -205,6 +207,7 @@ fn node<'a>(
         underlay: Vec::new(),
         pod_cidrs: Vec::new(),
         host_addresses: Vec::new(),
+        identity_keys: Vec::new(),
     };
     for text in table.underlay.get_ref() {
         let offset = text.span().start;

@@ -320,7 +320,8 @@ impl InForce {
     /// Last second in which this node's certificate is valid (since 1970), if there is one.
     #[must_use]
     pub fn certificate_end(&self) -> Option<i64> {
-        self.certificate_end
+        let identity = self.identity.as_ref()?;
+        Some(identity.current().validity().not_after)
     }
 
     /// The workers.

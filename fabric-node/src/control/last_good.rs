@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    desired::{DesiredState, NodeSpec},
+    desired::{DesiredState, KeyHash, NodeSpec},
     file::SourceError,
 };
 use crate::node_id::NodeId;
@@ -52,7 +52,7 @@ pub enum LastGoodError {
         problem: String,
     },
     /// Another version of the program wrote it.
-    #[error("{path} has format {found}, this program reads format {FORMAT}: it is not used")]
+    #[error("{path} has format {found}, this program reads formats 1 to {FORMAT}: it is not used")]
     Format {
         /// The file.
         path: PathBuf,
@@ -68,6 +68,14 @@ pub struct Saved {
     pub state: DesiredState,
     /// When it was written (whole seconds).
     pub written: SystemTime,
+}
+
+impl Saved {
+    /// How old it is at `now`, in the largest unit that is not zero.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> String {
+        age(self.written, now)
+    }
 }
 
 /// The file below the state directory.
@@ -177,8 +185,9 @@ impl LastGood {
 const FILE_NAME: &str = "desired-state.json";
 const TEMPORARY_NAME: &str = ".desired-state.json.new";
 
-/// Grows with every change that an older program would misread.
-const FORMAT: u32 = 1;
+/// Grows with every change that an older program would misread. Files of all earlier formats are
+/// read: 2 has added the hashes of the nodes' keys.
+const FORMAT: u32 = 2;
 
 /// The file: a checksum of the body's own encoding, and the body.
 #[derive(Serialize, Deserialize)]
@@ -203,6 +212,9 @@ struct Node {
     underlay: Vec<SocketAddr>,
     pod_cidrs: Vec<IpNet>,
     host_addresses: Vec<IpAddr>,
+    /// Not written where there is none, so that a file of format 1 has the checksum it was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    identity_keys: Vec<String>,
 }
 
 /// Only the format, for files of other programs.
@@ -222,6 +234,7 @@ fn encode(state: &DesiredState, now: SystemTime) -> Vec<u8> {
         underlay: spec.underlay.clone(),
         pod_cidrs: spec.pod_cidrs.clone(),
         host_addresses: spec.host_addresses.clone(),
+        identity_keys: spec.identity_keys.iter().map(KeyHash::to_string).collect(),
     });
     let body = Body {
         format: FORMAT,
@@ -244,7 +257,7 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Saved, LastGoodError> {
     };
     let document: Document = serde_json::from_slice(bytes).map_err(|error| {
         match serde_json::from_slice::<AnyDocument>(bytes) {
-            Ok(other) if other.body.format != FORMAT => LastGoodError::Format {
+            Ok(other) if other.body.format > FORMAT => LastGoodError::Format {
                 path: path.to_owned(),
                 found: other.body.format,
             },
@@ -255,7 +268,7 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Saved, LastGoodError> {
     if checksum(&body) != crc32 {
         return Err(damaged("the checksum does not fit".into()));
     }
-    if body.format != FORMAT {
+    if !(1..=FORMAT).contains(&body.format) {
         return Err(LastGoodError::Format {
             path: path.to_owned(),
             found: body.format,
@@ -267,6 +280,10 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Saved, LastGoodError> {
             underlay: node.underlay,
             pod_cidrs: node.pod_cidrs,
             host_addresses: node.host_addresses,
+            identity_keys: (node.identity_keys.iter())
+                .map(|text| text.parse())
+                .collect::<Result<_, _>>()
+                .map_err(damaged)?,
         };
         state
             .nodes
@@ -321,9 +338,11 @@ mod tests {
                 "fd00:1::/64".parse().unwrap(),
             ],
             host_addresses: vec!["198.51.100.1".parse().unwrap()],
+            identity_keys: vec!["0a".repeat(32).parse().unwrap()],
         };
         let mut other = spec.clone();
         other.pod_cidrs.clear();
+        other.identity_keys.clear();
         DesiredState {
             nodes: [
                 (NodeId::new("worker-a").unwrap(), spec),
@@ -386,8 +405,8 @@ mod tests {
         let file = last_good.path();
         for (content, wanted) in [
             (
-                r#"{"crc32":1,"body":{"format":2,"nodes":{}}}"#,
-                "has format 2, this program reads format 1: it is not used",
+                r#"{"crc32":1,"body":{"format":3,"nodes":{}}}"#,
+                "has format 3, this program reads formats 1 to 2: it is not used",
             ),
             (
                 r#"{"crc32":1,"body":{"format":1,"written_unix_seconds":1,"nodes":[]}}"#,
@@ -402,6 +421,16 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    /// A file that an earlier version of the program wrote is read.
+    #[test]
+    fn an_earlier_format_is_read() {
+        let text = r#"{"crc32":2143273268,"body":{"format":1,"written_unix_seconds":1800000000,"nodes":[{"id":"worker-b","underlay":["192.0.2.1:7946"],"pod_cidrs":[],"host_addresses":[]}]}}"#;
+        let read = decode(text.as_bytes(), Path::new("/state/desired-state.json")).unwrap();
+        assert_eq!(read.written, noon());
+        let names: Vec<&str> = read.state.nodes.keys().map(NodeId::as_str).collect();
+        assert_eq!(names, ["worker-b"]);
     }
 
     /// At start the source wins and is saved; without it the saved state is used; without either,

@@ -6,6 +6,8 @@ pub mod desired;
 pub mod file;
 pub mod host;
 pub mod in_force;
+pub mod kubernetes;
 pub mod last_good;
 pub mod outside;
 pub mod reconcile;
+mod value;

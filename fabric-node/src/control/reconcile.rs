@@ -99,7 +99,7 @@ pub fn snapshot_inputs(
             id,
             node: node.clone(),
             underlay: spec.underlay.clone(),
-            keys: Vec::new(),
+            keys: spec.identity_keys.clone(),
         });
     }
     let host_addresses: BTreeSet<IpAddr> = gateways(spec).chain(node_addresses(spec)).collect();
@@ -236,6 +236,7 @@ mod tests {
             underlay: underlay.iter().map(|text| text.parse().unwrap()).collect(),
             pod_cidrs: nets(pod_cidrs),
             host_addresses: ips(host_addresses),
+            identity_keys: Vec::new(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The name of a public key: SHA-256 of its SubjectPublicKeyInfo, in which a certificate carries it.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
@@ -51,6 +51,15 @@ impl KeyHash {
             *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
         }
         Ok(Self(hash))
+    }
+}
+
+impl FromStr for KeyHash {
+    type Err = String;
+
+    /// As [`Self::parse`].
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text)
     }
 }
 

@@ -68,6 +68,7 @@ fn files_make_one_state() {
             "192.0.2.2".parse().unwrap(),
             "198.51.100.2".parse().unwrap(),
         ],
+        identity_keys: Vec::new(),
     };
     assert_eq!(b, &wanted);
 }

@@ -1,4 +1,4 @@
-//! The values of a node's table: text in, checked addresses and ranges out, or what is wrong and
+//! The values that describe a node, whatever source they come from: text in, checked addresses and ranges out, or what is wrong and
 //! what is expected. No I/O, no place in a file.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -26,7 +26,9 @@ test-names = $(sort $(basename $(notdir $(call test-files,$(1)))))
 NETNS_TESTS := $(filter-out fabric_command,$(call test-names,fabric-node/tests))
 # With container runtimes, which mount and leave processes behind when they are killed.
 RUNTIME_TESTS := $(filter runtime_%,$(call test-names,tests/tests))
-LAB_TESTS := $(filter-out $(RUNTIME_TESTS),$(call test-names,tests/tests))
+# With a Kubernetes cluster or parts of one, helm, or the image: what takes long to build.
+E2E_TESTS := $(filter e2e_% kube_% manifest image_archive,$(call test-names,tests/tests))
+LAB_TESTS := $(filter-out $(RUNTIME_TESTS) $(E2E_TESTS),$(call test-names,tests/tests))
 # They build and install what the product is compared with: only on demand.
 CONTENDER_TESTS := contenders
 UNIT_TESTS := $(filter-out $(NETNS_TESTS) $(CONTENDER_TESTS),$(call test-names,$(wildcard fabric-*/tests proto/tests benches/tests)))
@@ -45,12 +47,13 @@ BENCH_FAIR_ARGS ?=
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
 CHURN_ARGS ?=
+CLUSTER_ARGS ?=
 BENCH_FLAME_ARGS ?=
 BENCH_LIMITS_ARGS ?=
 BENCH_OFFLOADS_ARGS ?=
 
-.PHONY: help demo test build image manifest install-deps fmt fmt-check lint doc unit netns lab runtimes bench-check \
-	bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads fuzz soak churn deny clean-lab
+.PHONY: help demo test build image manifest install-deps fmt fmt-check lint doc unit netns lab runtimes e2e bench-check \
+	cluster-up cluster-down bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads fuzz soak churn deny clean-lab
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -114,6 +117,26 @@ TEST_RUNTIMES := $(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix 
 runtimes: build image ## Tests under real container runtimes: containerd, podman, CRI; needs root
 	$(TEST_RUNTIMES) --no-run
 	$(SANDBOX) $(TEST_RUNTIMES) $(ONE_AT_A_TIME)
+
+# The programs of Kubernetes are built before, outside of the sandbox and once for all checkouts.
+CLUSTER := $(TARGET_DIR)/debug/cluster
+BUILD_CLUSTER := $(CARGO) build $(LOCKED) --workspace --bin cluster
+TEST_E2E := $(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(E2E_TESTS))
+
+e2e: build ## Tests on a real Kubernetes cluster of nodes on this machine; needs root
+	$(BUILD_CLUSTER)
+	$(TEST_E2E) --no-run
+	$(CLUSTER) build
+	$(SANDBOX) $(TEST_E2E) $(ONE_AT_A_TIME) --nocapture
+
+cluster-up: ## A Kubernetes cluster that stays, and what to type next; CLUSTER_ARGS="--nodes 3 --proxy nftables"; needs root
+	@scripts/install-deps test
+	$(BUILD_CLUSTER)
+	@$(CLUSTER) build
+	@$(CLUSTER) up $(CLUSTER_ARGS)
+
+cluster-down: ## Take that cluster down
+	@$(CLUSTER) down
 
 bench-check: build ## Fail if one TCP stream falls below the regression floors; needs root
 	$(BUILD_BENCH_PEERS)

@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod churn;
+pub mod cluster;
 pub mod eventually;
 pub mod fuzz;
 pub mod gotools;

@@ -74,7 +74,7 @@ fn identities_change_under_traffic() -> anyhow::Result<()> {
     for worker in lab.workers() {
         check_conserved(worker)?;
         ensure!(
-            status(&stage, worker)?.problems.is_empty(),
+            status(&stage, worker)?.reasons.is_empty(),
             "{}",
             worker.name
         );
@@ -121,7 +121,7 @@ fn no_connection_outlives_its_certificate() -> anyhow::Result<()> {
     );
     for (worker, mark) in lab.workers().iter().zip(&marks) {
         mark.line(worker, &["connection ended", "expired"])?;
-        let problems = status(&stage, worker)?.problems.join(" ");
+        let problems = status(&stage, worker)?.reasons.join(" ");
         ensure!(problems.contains("certificate expired at"), "{problems}");
     }
     for worker in ["worker-a", "worker-b"] {
@@ -150,7 +150,7 @@ fn a_bad_file_is_named() -> anyhow::Result<()> {
     let good = fs::read(&files.certificate)?;
     fs::write(&files.certificate, "hello")?;
     eventually("the bad file is named", FOLLOWED_MAX, || {
-        let problems = status(&stage, worker)?.problems.join(" ");
+        let problems = status(&stage, worker)?.reasons.join(" ");
         ensure!(
             problems.contains("worker-a.pem") && problems.contains("stays"),
             "{problems}"
@@ -160,7 +160,7 @@ fn a_bad_file_is_named() -> anyhow::Result<()> {
     })?;
     fs::write(&files.certificate, good)?;
     eventually("nothing is wrong", FOLLOWED_MAX, || {
-        let problems = status(&stage, worker)?.problems;
+        let problems = status(&stage, worker)?.reasons;
         ensure!(problems.is_empty(), "{problems:?}");
         Ok(())
     })?;
@@ -202,7 +202,7 @@ impl Iperf {
         let program = iperf::find().context("install iperf3")?;
         let netns = Netns::open(&to.netns)?;
         let server = iperf::Server::start(&program, &netns, None, PORT, iperf::Serve::Once)?;
-        let target = address(to, false)?.ip().to_string();
+        let target = address(to, false)?.to_string();
         let client = Netns::open(&from.netns)?.run(|| {
             std::process::Command::new(&program)
                 .args(["--client", &target, "--port", &PORT.to_string()])

@@ -34,7 +34,7 @@ pub(super) enum Source<'a> {
     /// A directory.
     File(&'a Path),
     /// The API of a cluster.
-    Kubernetes(Cluster),
+    Kubernetes(Box<Cluster>),
 }
 
 /// The same, once there is one.
@@ -42,7 +42,7 @@ pub(super) enum Following {
     /// Follows by itself, and ends when it is dropped.
     File(FileWatch),
     /// To be run.
-    Kubernetes(Followed),
+    Kubernetes(Box<Followed>),
 }
 
 /// The source, and what to begin with. None if a signal came before there was that.
@@ -67,7 +67,7 @@ pub(super) fn open<'a>(
             Ok(Some((Source::File(path), Begun { desired, identity })))
         }
         SourceConfig::Kubernetes(kubernetes) => runtime.block_on(async {
-            let cluster = Cluster::open(config, kubernetes, last_good).await?;
+            let cluster = Box::new(Cluster::open(config, kubernetes, last_good).await?);
             tokio::select! {
                 begun = cluster.begin(config) => Ok(Some((Source::Kubernetes(cluster), begun?))),
                 signal = terminated() => {
@@ -95,9 +95,10 @@ impl Source<'_> {
             Self::File(path) => {
                 follow::files(path, node.desired.clone(), target).map(Following::File)
             }
-            Self::Kubernetes(cluster) => Ok(Following::Kubernetes(
-                cluster.follow(node.identity.clone(), target),
-            )),
+            Self::Kubernetes(cluster) => {
+                let followed = cluster.follow(node.identity.clone(), target);
+                Ok(Following::Kubernetes(Box::new(followed)))
+            }
         }
     }
 }

@@ -3,7 +3,10 @@
 //! Alive is whoever answers and still looks at the Lease. Ready is whose API server has answered lately,
 //! whether it leads or not: a follower is ready to take over.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{Router, http::StatusCode, routing::get};
 use tokio::{net::TcpListener, sync::watch, time::Instant};
@@ -20,7 +23,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Binds `address`; `answers` tells when the API server last answered.
+    /// Binds `address`, or all of IPv4 for all of IPv6 where the machine has none; `answers` tells when the
+    /// API server last answered.
     ///
     /// # Errors
     ///
@@ -29,10 +33,13 @@ impl Health {
         address: SocketAddr,
         answers: watch::Receiver<Instant>,
     ) -> std::io::Result<Self> {
-        Ok(Self {
-            listener: TcpListener::bind(address).await?,
-            answers,
-        })
+        let listener = match TcpListener::bind(address).await {
+            Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
+            }
+            bound => bound?,
+        };
+        Ok(Self { listener, answers })
     }
 
     /// Answers for ever.

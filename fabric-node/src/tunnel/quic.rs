@@ -137,9 +137,10 @@ impl QuicLink {
         std::mem::take(&mut self.queue).queued()
     }
 
-    /// Takes what waits in front of `older`, whose place this one takes, unless something waits here.
+    /// Takes what waits in front of `older`, whose place this one takes; unless something waits here, or a
+    /// record was begun there, whose rest belongs on the same stream.
     pub fn take_queue(&mut self, older: &mut Self) {
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && !older.queue.is_midway() {
             std::mem::swap(&mut self.queue, &mut older.queue);
         }
     }

@@ -130,6 +130,24 @@ pub fn archive(image: Image, folder: &Path) -> anyhow::Result<PathBuf> {
 
 /// Writes the files of `image` below `root`.
 fn fill(image: Image, root: &Path) -> anyhow::Result<()> {
+    fill_busybox(root)?;
+    if image == Image::Web {
+        let programs = root.join("www/cgi-bin");
+        fs::create_dir_all(&programs)?;
+        fs::write(root.join("www/index.html"), PAGE)?;
+        let who = programs.join("who");
+        fs::write(&who, WHO)?;
+        fs::set_permissions(&who, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// Puts the distribution's static busybox below `root`, with links for all its programs.
+///
+/// # Errors
+///
+/// It is not installed, or `root` cannot be written.
+pub(crate) fn fill_busybox(root: &Path) -> anyhow::Result<()> {
     let busybox =
         command::find("busybox").context("there is no busybox: install busybox-static")?;
     let bin = root.join("bin");
@@ -141,14 +159,6 @@ fn fill(image: Image, root: &Path) -> anyhow::Result<()> {
         if name != "busybox" {
             symlink("busybox", bin.join(name))?;
         }
-    }
-    if image == Image::Web {
-        let programs = root.join("www/cgi-bin");
-        fs::create_dir_all(&programs)?;
-        fs::write(root.join("www/index.html"), PAGE)?;
-        let who = programs.join("who");
-        fs::write(&who, WHO)?;
-        fs::set_permissions(&who, fs::Permissions::from_mode(0o755))?;
     }
     Ok(())
 }

@@ -276,7 +276,7 @@ pub(super) fn mount_points() -> io::Result<Vec<PathBuf>> {
 }
 
 /// `top` and all folders below it, the innermost first.
-pub(super) fn below(top: &Path) -> Vec<PathBuf> {
+pub(crate) fn below(top: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(top).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

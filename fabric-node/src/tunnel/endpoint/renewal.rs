@@ -50,6 +50,8 @@ pub(super) struct Terms {
     chain: Vec<CertificateDer<'static>>,
     validity: Validity,
     pub(super) key: KeyHash,
+    /// The identity of ours by which that was verified last, and whether it was accepted.
+    verified: Option<(Arc<NodeIdentity>, bool)>,
     /// When it ends because that is accepted no longer.
     ends: Option<Instant>,
 }
@@ -61,9 +63,26 @@ impl Terms {
         Some(Self {
             validity: Validity::of(&certificate),
             key: KeyHash::of_spki(certificate.public_key().raw),
+            verified: None,
             ends: None,
             chain,
         })
+    }
+
+    /// Whether `current` accepts what the peer showed, as `first` did in the handshake. Looks once for each
+    /// identity: it costs as much as a part of a handshake.
+    fn is_trusted(&mut self, first: &Arc<NodeIdentity>, current: &Arc<NodeIdentity>) -> bool {
+        if Arc::ptr_eq(first, current) {
+            return true;
+        }
+        if let Some((by, accepted)) = &self.verified
+            && Arc::ptr_eq(by, current)
+        {
+            return *accepted;
+        }
+        let accepted = first.trusts_the_same(current) || current.verify_again(&self.chain).is_ok();
+        self.verified = Some((current.clone(), accepted));
+        accepted
     }
 
     /// Of the two certificates the validity that ends first.
@@ -161,10 +180,7 @@ impl Endpoint {
         if !is_named && !entry.rotates {
             return Some(Finding::Over("its key is no longer this node's"));
         }
-        let is_trusted = !is_stale
-            || slot.identity.trusts_the_same(&current)
-            || current.verify_again(&terms.chain).is_ok();
-        let is_accepted = is_named && is_trusted;
+        let is_accepted = is_named && terms.is_trusted(&slot.identity, &current);
         if is_accepted {
             terms.ends = None;
         } else if *terms.ends.get_or_insert(now + NOTICE) <= now {
@@ -213,7 +229,7 @@ impl Endpoint {
         if let Some(entry) = slot.peer.and_then(|peer| self.peers.get_mut(&peer)) {
             entry.live.retain(|live| *live != index);
         }
-        // What waits goes the new way, before what follows it. What is under way already is ahead of both.
+        // What waits goes the new way where it can, so that what follows does not overtake it.
         if let Some((newer, older)) = pair(&mut self.links, newer, index) {
             newer.link.take_queue(&mut older.link);
         }

@@ -164,6 +164,12 @@ pub struct SendQueue {
 }
 
 impl SendQueue {
+    /// Whether a stream has the beginning of a record, whose rest waits here.
+    #[must_use]
+    pub fn is_midway(&self) -> bool {
+        self.begun.iter().any(Option::is_some)
+    }
+
     /// Appends a record to its flow. If there is too much of its lane then, the port that has the
     /// most of that loses some.
     pub fn push(&mut self, lane: Lane, label: Label, pending: Pending, now: Instant) {

@@ -16,21 +16,21 @@ const SIZES: [usize; 7] = [64, 1472, 64, 64, 1350, 1440, 200];
 /// Before the payloads: IPv4 and UDP.
 const HEADERS: usize = 28;
 /// Ports of the flow of all sizes, of one of small packets, of one of large packets.
-const MIXED: u16 = 1000;
-const SMALL: u16 = MIXED + 1;
-const LARGE: u16 = MIXED + 2;
+pub(super) const MIXED: u16 = 1000;
+pub(super) const SMALL: u16 = MIXED + 1;
+pub(super) const LARGE: u16 = MIXED + 2;
 /// Length of a packet of a TCP-like load.
 const BULK_BYTES: usize = 60_000;
 
 /// What sends as a worker does.
-struct Sender {
+pub(super) struct Sender {
     pool: BufferPool,
     scratch: Vec<u8>,
     numbers: [u32; 3],
 }
 
 impl Sender {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             pool: BufferPool::default(),
             scratch: Vec::new(),
@@ -39,7 +39,7 @@ impl Sender {
     }
 
     /// Sends the next packet of a flow; its payload begins with its number.
-    fn send(&mut self, endpoint: &mut Endpoint, port: u16, len: usize, now: Instant) {
+    pub(super) fn send(&mut self, endpoint: &mut Endpoint, port: u16, len: usize, now: Instant) {
         let number = &mut self.numbers[usize::from(port - MIXED)];
         let mut payload = vec![0; len];
         payload[..4].copy_from_slice(&number.to_be_bytes());
@@ -70,10 +70,10 @@ impl Sender {
 
 /// What has arrived of each flow: numbers, and whether each came in a datagram.
 #[derive(Default)]
-struct Arrived([Vec<(u32, bool)>; 3]);
+pub(super) struct Arrived(pub(super) [Vec<(u32, bool)>; 3]);
 
 impl Arrived {
-    fn take(&mut self, endpoint: &mut Endpoint, now: Instant) {
+    pub(super) fn take(&mut self, endpoint: &mut Endpoint, now: Instant) {
         let mut copy = Vec::new();
         endpoint.receive(now);
         if endpoint.next_timeout().is_some_and(|due| due <= now) {

@@ -25,9 +25,9 @@ test-files = $(foreach dir,$(1),$(wildcard $(dir)/*.rs) $(patsubst %/main.rs,%.r
 test-names = $(sort $(basename $(notdir $(call test-files,$(1)))))
 NETNS_TESTS := $(filter-out fabric_command,$(call test-names,fabric-node/tests))
 # With container runtimes, which mount and leave processes behind when they are killed.
-RUNTIME_TESTS := $(filter runtime_%,$(call test-names,tests/tests))
+RUNTIME_TESTS := $(filter-out runtime_image,$(filter runtime_%,$(call test-names,tests/tests)))
 # With a Kubernetes cluster or parts of one, helm, or the image: what takes long to build.
-E2E_TESTS := $(filter e2e_% kube_% manifest image_archive,$(call test-names,tests/tests))
+E2E_TESTS := $(filter e2e_% kube_% manifest image_archive runtime_image,$(call test-names,tests/tests))
 LAB_TESTS := $(filter-out $(RUNTIME_TESTS) $(E2E_TESTS),$(call test-names,tests/tests))
 # They build and install what the product is compared with: only on demand.
 CONTENDER_TESTS := contenders
@@ -56,7 +56,7 @@ BENCH_OFFLOADS_ARGS ?=
 	cluster-up cluster-down bench yardstick bench-peers bench-peers-check bench-fair bench-flame bench-limits bench-offloads fuzz soak churn deny clean-lab
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## From a fresh machine to the proof: install, build, run `fabric lab demo`
 	@scripts/install-deps demo
@@ -114,7 +114,7 @@ lab: build ## Tests of the whole product in labs, from ADD of a pod to hostile p
 SANDBOX := scripts/sandbox
 TEST_RUNTIMES := $(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(RUNTIME_TESTS))
 
-runtimes: build image ## Tests under real container runtimes: containerd, podman, CRI; needs root
+runtimes: build ## Tests under real container runtimes: containerd, podman, CRI; needs root
 	$(TEST_RUNTIMES) --no-run
 	$(SANDBOX) $(TEST_RUNTIMES) $(ONE_AT_A_TIME)
 
@@ -123,7 +123,7 @@ CLUSTER := $(TARGET_DIR)/debug/cluster
 BUILD_CLUSTER := $(CARGO) build $(LOCKED) --workspace --bin cluster
 TEST_E2E := $(CARGO) test $(LOCKED) --no-fail-fast --workspace $(addprefix --test ,$(E2E_TESTS))
 
-e2e: build ## Tests on a real Kubernetes cluster of nodes on this machine; needs root
+e2e: build image ## Tests on a real Kubernetes cluster of nodes on this machine; needs root
 	$(BUILD_CLUSTER)
 	$(TEST_E2E) --no-run
 	$(CLUSTER) build

@@ -171,7 +171,7 @@ struct Use {
 impl Use {
     /// Bits of the time; it ends after 34 years.
     const AT_BITS: u32 = 30;
-    const AT_MAX: u32 = (1 << Self::AT_BITS) - 1;
+    const AT_MASK: u32 = (1 << Self::AT_BITS) - 1;
 
     fn encode(self) -> u32 {
         let life = match self.life {
@@ -179,7 +179,7 @@ impl Use {
             Life::Open => 1,
             Life::Closing => 2,
         };
-        (self.at & Self::AT_MAX) | (life << Self::AT_BITS)
+        (self.at & Self::AT_MASK) | (life << Self::AT_BITS)
     }
 
     fn decode(word: u32) -> Self {
@@ -189,7 +189,7 @@ impl Use {
             _ => Life::Other,
         };
         Self {
-            at: word & Self::AT_MAX,
+            at: word & Self::AT_MASK,
             life,
         }
     }
@@ -376,7 +376,7 @@ impl Detours {
 
     fn seconds(&self, now: Instant) -> u32 {
         let seconds = now.saturating_duration_since(self.began).as_secs();
-        u32::try_from(seconds).map_or(Use::AT_MAX, |seconds| seconds.min(Use::AT_MAX))
+        u32::try_from(seconds).map_or(Use::AT_MASK, |seconds| seconds.min(Use::AT_MASK))
     }
 
     fn flow_tag(&self, flow: &Flow) -> u64 {

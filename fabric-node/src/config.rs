@@ -14,7 +14,7 @@
 //! kind = "file"
 //! path = "/etc/fabric/nodes.d"
 //!
-//! # or, in a Kubernetes cluster (docs/kubernetes.md):
+//! # or, in a Kubernetes cluster (docs/fabricnode.md):
 //! # kind = "kubernetes"
 //! # port = 7946
 //! # underlay = []            # instead of the Node's InternalIPs

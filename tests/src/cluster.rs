@@ -3,7 +3,7 @@
 //!
 //! A [`Cluster`] is made of a [`control_plane`] and [`node`]s, which an [`underlay`] joins. [`pki`] signs their
 //! certificates, [`registry`] hands out the [`images`], [`kubectl`] asks. What connects the pods is the choice of who
-//! makes the cluster ([`Network`]): the product by its manifest, or the [`reference`] plugins, which prove that the rest
+//! makes the cluster ([`Network`]): the product by its manifest, or the [`mod@reference`] plugins, which prove that the rest
 //! works. All of it lives in the sandbox that `scripts/sandbox` makes and ends with it, however that ends.
 
 pub mod cgroups;

@@ -22,6 +22,12 @@ use crate::stage::workspace;
 const BUILD_MAX: Duration = Duration::from_secs(2700);
 /// How long the toolchain may take to answer a question.
 const ASK_MAX: Duration = Duration::from_secs(60);
+/// How programs are built.
+const BUILD_WORDS: [&str; 3] = ["-mod=readonly", "-buildvcs=false", "-trimpath"];
+/// How they are linked: without symbols.
+const LINK_WORDS: &str = "-ldflags=-s -w";
+/// The package that tells the version of Kubernetes, which its programs are given when they are released.
+const VERSION_PACKAGE: &str = "k8s.io/component-base/version";
 /// Names the folder for the programs; default: `fabric-tests/go-tools` in the user's folder of caches.
 const FOLDER_VARIABLE: &str = "FABRIC_GO_TOOLS_DIR";
 
@@ -194,7 +200,8 @@ fn build_batch(
     let mut build = go(pins)?;
     build
         .args(words)
-        .args(["-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o"])
+        .args(BUILD_WORDS)
+        .args([&link_words(batch)?, "-o"])
         // A folder: each program gets the name of its package.
         .arg(unfinished.path().join(""))
         .args(batch.iter().map(|tool| tool.package()))
@@ -216,6 +223,26 @@ fn build_batch(
     }
     eprintln!("built {names} in {} s", begin.elapsed().as_secs());
     Ok(())
+}
+
+/// [`LINK_WORDS`], with the version of Kubernetes for its programs: charts look at what the API server says.
+fn link_words(batch: &BTreeSet<Tool>) -> anyhow::Result<String> {
+    let mut words = LINK_WORDS.to_owned();
+    let is_kubernetes = |tool: &&Tool| tool.module() == Tool::Kubernetes.module();
+    if let Some(tool) = batch.iter().find(is_kubernetes) {
+        let version = tool.version()?;
+        let mut numbers = version.trim_start_matches('v').split('.');
+        let (major, minor) = (numbers.next(), numbers.next());
+        for (name, value) in [
+            ("gitVersion", Some(version.as_str())),
+            ("gitMajor", major),
+            ("gitMinor", minor),
+        ] {
+            let value = value.with_context(|| format!("{version} is no version"))?;
+            words += &format!(" -X {VERSION_PACKAGE}.{name}={value}");
+        }
+    }
+    Ok(words)
 }
 
 /// The toolchain, where the pins are.
@@ -240,6 +267,7 @@ fn folder(pins: &Path) -> anyhow::Result<PathBuf> {
         answer.last_line()
     );
     let mut hasher = DefaultHasher::new();
+    (BUILD_WORDS, LINK_WORDS, VERSION_PACKAGE).hash(&mut hasher);
     for path in sources(pins)? {
         path.strip_prefix(pins)?.hash(&mut hasher);
         fs::read(&path)

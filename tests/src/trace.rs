@@ -27,7 +27,7 @@ pub const RTM_DELROUTE: u16 = 25;
 const RTM_DELLINK: u16 = 17;
 const RTM_SETLINK: u16 = 19;
 /// All requests the product may make.
-const REQUESTS: [u16; 10] = [
+const REQUESTS: [u16; 11] = [
     RTM_NEWLINK,
     RTM_DELLINK,
     18, // RTM_GETLINK
@@ -38,6 +38,7 @@ const REQUESTS: [u16; 10] = [
     RTM_NEWROUTE,
     RTM_DELROUTE,
     26, // RTM_GETROUTE
+    34, // RTM_GETRULE: whether an earlier configuration has left any
 ];
 
 /// Flag of a request that makes what is not there (linux/netlink.h).

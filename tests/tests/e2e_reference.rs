@@ -14,6 +14,8 @@ use fabric_tests::{
 
 /// How long pods may take to run, and a Service to be there.
 const PODS_MAX: Duration = Duration::from_secs(60);
+/// How long pods that run may take to reach each other.
+const REACH_MAX: Duration = Duration::from_secs(10);
 /// How long what a cluster leaves may stay.
 const GONE_MAX: Duration = Duration::from_secs(20);
 
@@ -150,8 +152,12 @@ fn ping_each_other(cluster: &Cluster) -> anyhow::Result<()> {
         for address in addresses(cluster, to)? {
             let address = address.to_string();
             let words = ["ping", "-c", "2", "-W", "5", &address];
-            let said = cluster.kubectl().exec(from, &words)?;
-            ensure!(said.contains(" 0% packet loss"), "{said}");
+            // A node that is new is Ready before its pods are reached: ten seconds are granted.
+            eventually("the ping is answered", REACH_MAX, || {
+                let said = cluster.kubectl().exec(from, &words)?;
+                ensure!(said.contains(" 0% packet loss"), "{said}");
+                Ok(())
+            })?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use fabric_node::{
     config::outside::{OutsideConfig, Via},
-    lab::{Interrupt, Lab, Pod, ready},
+    lab::{Interrupt, Lab, Pod, daemon::nodes_dir, ready},
     measure::{Direction, Load, Protocol, iperf},
     sys::netns::Netns,
 };
@@ -457,32 +457,37 @@ fn an_empty_node_leaves_nothing_and_a_refused_setting_is_told() -> anyhow::Resul
         );
     }
 
-    // A folder in the place of a setting can be neither read nor written.
     let settings = tempfile::tempdir()?;
-    let blocked = settings.path().join("net/ipv4/conf/fabric0/forwarding");
-    std::fs::create_dir_all(&blocked)?;
     let file = worker.config_file();
     let text = std::fs::read_to_string(&file)?;
     let host = format!("[host]\nproc_sys = \"{}\"\n", settings.path().display());
     std::fs::write(&file, format!("{text}\n{host}"))?;
     lab.start_daemon(&worker.name)?;
-    let problems = |lab: &Lab| -> anyhow::Result<Vec<String>> {
-        let worker = lab.workers().first().context("no worker")?;
+    let problems = || -> anyhow::Result<Vec<String>> {
         let status: Status = ready::document(&worker.admin_socket(), "/v1/status")?;
         Ok(status.reasons)
     };
-    let found = problems(&lab)?;
+    // A folder in the place of a setting can be neither read nor written. Another node makes the daemon
+    // look at its settings again.
+    let blocked = settings.path().join("net/ipv4/conf/fabric0/forwarding");
+    std::fs::create_dir_all(&blocked)?;
+    std::fs::write(
+        nodes_dir(lab.state()).join("worker-z.toml"),
+        "[[node]]\nid = \"worker-z\"\nunderlay = [\"10.90.0.99:7946\"]\npod_cidrs = [\"10.244.99.0/24\"]\n",
+    )?;
     let path = blocked.display().to_string();
-    ensure!(
-        found.iter().any(|problem| problem.contains(&path)),
-        "{found:?}"
-    );
+    eventually("the problem is told", Duration::from_secs(10), || {
+        let found = problems()?;
+        let is_told = found.iter().any(|problem| problem.contains(&path));
+        ensure!(is_told, "{found:?}");
+        Ok(())
+    })?;
     std::fs::remove_dir(&blocked)?;
     eventually(
         "the problem goes with its cause",
         Duration::from_secs(10),
         || {
-            let found = problems(&lab)?;
+            let found = problems()?;
             ensure!(found.is_empty(), "{found:?}");
             Ok(())
         },

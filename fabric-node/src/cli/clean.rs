@@ -34,10 +34,7 @@ use crate::{
     },
     config::{RUN_DIR, STATE_DIR},
     control::host::{self, HOST_DEVICE},
-    sys::{
-        netlink::Netlink,
-        netns::{Netns, NetnsId},
-    },
+    sys::{netlink::Netlink, netns::NetnsId},
     terminal::{
         exit::{FAILED, Failure},
         output::Output,
@@ -229,31 +226,22 @@ fn named(attached: &[Record]) -> String {
     }
 }
 
-/// `fabric0`, and with it its addresses, routes and settings, and whatever else the daemon tells the kernel.
+/// `fabric0`, and with it its addresses, routes and settings, and whatever else the daemon tells the kernel. Netlink has
+/// a runtime of its own, so this is not to be called inside one.
 fn remove_host_device(is_rehearsal: bool, report: &mut Report) -> anyhow::Result<()> {
-    let path = PathBuf::from(HOST_DEVICE);
-    // On a thread of its own: this one may belong to a runtime.
-    let home = Netns::current()?;
-    let removed = home.run(|| -> anyhow::Result<bool> {
-        let is_there = Netlink::connect()?.link(HOST_DEVICE)?;
-        if let Some(link) = &is_there {
-            ensure!(
-                link.kind.as_deref() == Some("tun"),
-                "{HOST_DEVICE} is no TUN device, and none of the fabric's: it is left alone"
-            );
-        }
-        if !is_rehearsal {
-            // Also without the device: it may have been deleted by hand, and the rest not.
-            host::remove()?;
-        }
-        Ok(is_there.is_some())
-    })??;
-    let action = if removed {
-        Action::Removed
-    } else {
-        Action::Absent
-    };
-    report.add(path, action, "");
+    let is_there = Netlink::connect()?.link(HOST_DEVICE)?;
+    if let Some(link) = &is_there {
+        ensure!(
+            link.kind.as_deref() == Some("tun"),
+            "{HOST_DEVICE} is no TUN device, and none of the fabric's: it is left alone"
+        );
+    }
+    if !is_rehearsal {
+        // Also without the device: it may have been deleted by hand, and the rest not.
+        host::remove()?;
+    }
+    let action = is_there.map_or(Action::Absent, |_| Action::Removed);
+    report.add(PathBuf::from(HOST_DEVICE), action, "");
     Ok(())
 }
 

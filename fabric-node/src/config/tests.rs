@@ -130,7 +130,7 @@ fn faults_are_located() {
         ),
         (
             "node = \"a\"\n[source]\nkind = \"etcd\"\n",
-            "fabric.toml:3:8: source.kind: unknown variant `etcd`, expected `file`",
+            "fabric.toml:3:8: source.kind: unknown variant `etcd`, expected `file` or `kubernetes`",
         ),
         (
             "node = \"a\"\n[cni]\nnetns_roots = [\"/ok\", \"pods\"]\n",

@@ -142,7 +142,7 @@ impl<F: FnMut()> Reader<F> {
             return;
         };
         for file in [&self.files.ca, &self.files.certificate, &self.files.key] {
-            let folder = file.parent().unwrap_or(Path::new("/"));
+            let folder = file.parent().unwrap_or_else(|| Path::new("/"));
             if self.watched.contains(folder) {
                 continue;
             }

@@ -157,7 +157,6 @@ fn judge(
             "spec.request is not signed with the key that it is for: whoever made it does not have that key",
         )
     })?;
-    check_subject(&info.subject, &node)?;
     let uri = only_uri(&request)?;
     let asked = SpiffeId::parse(&uri)
         .map_err(|problem| Denial::new("NotANodeName", format!("spec.request: {problem}")))?;
@@ -175,6 +174,7 @@ fn judge(
         );
         return Err(Denial::new("NameOfAnotherNode", message));
     }
+    check_subject(&info.subject, &node)?;
     if !node_exists {
         let message = format!("there is no Node {node}");
         return Err(Denial::new("NoSuchNode", message));
@@ -303,6 +303,10 @@ fn only_uri(request: &X509CertificationRequest<'_>) -> Result<String, Denial> {
 
 /// Whether an extension asks for nothing but a node's name and usages; what it asks for otherwise, if that
 /// has a name.
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever is not known is not given"
+)]
 fn check_extension(
     extension: &ParsedExtension<'_>,
     uris: &mut Vec<String>,
@@ -357,10 +361,6 @@ fn check_extension(
                 Ok(())
             }
         }
-        #[allow(
-            clippy::wildcard_enum_match_arm,
-            reason = "whatever is not known is not given"
-        )]
         _ => Err(None),
     }
 }

@@ -326,12 +326,12 @@ mod tests {
         election.tell();
         assert!(*leading.borrow_and_update());
         let begun = Instant::now();
-        let running = tokio::spawn(election.run(std::future::pending()));
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(election.run(std::future::pending()));
         leading.changed().await.unwrap();
         assert!(!*leading.borrow());
         assert!(begun.elapsed() < LEASE);
         assert!(RENEW_MAX + ANSWER_MAX < LEASE);
-        running.abort();
     }
 
     /// Who takes over is counted, who renews is not, and the time of taking over stays.

@@ -20,7 +20,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use self::{authority::Keeper, decide::Policy, health::Health, lease::Election};
 use crate::pki::spiffe::TrustDomain;
@@ -86,7 +86,8 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         "signer started"
     );
     let (stop, stopped) = watch::channel(false);
-    let elected = tokio::spawn(election.run(until(stopped.clone())));
+    let mut elected = JoinSet::new();
+    elected.spawn(election.run(until(stopped)));
     let ended = tokio::select! {
         signal = crate::signals::terminated() => signal.map(|signal| tracing::info!(signal, "stopping")),
         () = act_while_leading(&client, &options, leading) => Ok(()),
@@ -94,7 +95,9 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     };
     // The work has ended before the Lease is given back.
     let _ = stop.send(true);
-    elected.await?;
+    while let Some(ended) = elected.join_next().await {
+        ended?;
+    }
     ended
 }
 

@@ -559,7 +559,7 @@ impl Endpoint {
             }
             return;
         }
-        self.follow_identity();
+        self.follow_identity(now);
         let proven = incoming.remote_address_validated();
         let accepting = self
             .links

@@ -88,14 +88,9 @@ impl Cgroup {
             .collect()
     }
 
+    /// Its folders: in the hierarchy of version 2 too, where runtimes make one if there is such a hierarchy.
     fn folders(&self) -> Vec<PathBuf> {
-        let name = self.name.trim_start_matches('/');
-        let hierarchies = hierarchies().unwrap_or_default();
-        hierarchies
-            .iter()
-            .map(|hierarchy| hierarchy.join(name))
-            .filter(|folder| folder.is_dir())
-            .collect()
+        folders(&self.name)
     }
 }
 
@@ -103,10 +98,31 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // The sandbox's end removes whatever withstands this.
         let _ = self.kill();
-        for group in self.folders().iter().flat_map(|top| below(top)) {
-            let _ = fs::remove_dir(group);
-        }
+        remove(&self.name);
     }
+}
+
+/// Removes the groups called `name`, and those below them, where no process is in them any more.
+pub fn remove(name: &str) {
+    for group in folders(name).iter().flat_map(|top| below(top)) {
+        let _ = fs::remove_dir(group);
+    }
+}
+
+/// Removes the groups called `name`, where there is nothing in them or below them.
+pub fn remove_empty(name: &str) {
+    for group in folders(name) {
+        let _ = fs::remove_dir(group);
+    }
+}
+
+fn folders(name: &str) -> Vec<PathBuf> {
+    let name = name.trim_start_matches('/');
+    let entries = fs::read_dir(ROOT).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path().join(name))
+        .filter(|folder| folder.is_dir())
+        .collect()
 }
 
 /// The hierarchies of version 1: each has a file that version 2 has not.

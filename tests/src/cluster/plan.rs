@@ -98,6 +98,16 @@ impl Machine {
     }
 }
 
+/// The networks of all pods, IPv4 first.
+///
+/// # Errors
+///
+/// Never: [`POD_CIDRS`] has one of each family.
+pub fn pod_networks() -> anyhow::Result<[IpNet; 2]> {
+    let (v4, v6) = POD_CIDRS.split_once(',').context("two networks")?;
+    Ok([v4.parse()?, v6.parse()?])
+}
+
 /// The name of a node, from 1 upward.
 #[must_use]
 pub fn node_name(number: u8) -> String {

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 
+use super::cgroups;
 use crate::runtime::place::sandbox_cgroup;
 
 /// Folder of all clusters: short, as paths of sockets below it stay within the 107 bytes that unix(7) grants.
@@ -78,5 +79,10 @@ impl Drop for Site {
         // The sandbox's end removes whatever withstands this.
         let _ = fs::remove_dir_all(&self.folder);
         let _ = fs::remove_dir_all(&self.disk);
+        cgroups::remove(&self.cgroup);
+        if let Some((sandbox, _)) = self.cgroup.rsplit_once('/') {
+            // Others of this sandbox keep it.
+            cgroups::remove_empty(sandbox);
+        }
     }
 }

@@ -21,6 +21,9 @@ const SETTINGS: [&str; 7] = [
     "net/netfilter/nf_conntrack_max",
 ];
 
+/// Beginnings of lines for what others on the machine may end meanwhile.
+const MORTAL: [&str; 4] = ["control group", "mount", "network namespace", "process"];
+
 /// Interfaces, addresses, routes, rules, mounts, control groups, processes, namespaces and settings, a line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey(BTreeSet<String>);
@@ -68,12 +71,14 @@ impl Survey {
         Ok(Self(lines))
     }
 
-    /// What is more or less than in `before`, a line each; empty if all is the same.
+    /// What is more than in `before`, and what is missing of that which does not end by itself, a line each; empty if
+    /// nothing was left and nothing was taken.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> Vec<String> {
+        let ends = |line: &&String| MORTAL.iter().any(|kind| line.starts_with(kind));
         let more = self.0.difference(&before.0).map(|line| format!("+ {line}"));
-        let less = before.0.difference(&self.0).map(|line| format!("- {line}"));
-        more.chain(less).collect()
+        let less = before.0.difference(&self.0).filter(|line| !ends(line));
+        more.chain(less.map(|line| format!("- {line}"))).collect()
     }
 }
 
@@ -88,4 +93,27 @@ fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is more is told, whatever it is; what is missing only if it cannot have ended by itself.
+    #[test]
+    fn changes_are_told() {
+        let survey = |lines: &[&str]| Survey(lines.iter().map(|line| (*line).to_owned()).collect());
+        let before = survey(&["interface lo", "mount a", "kernel/panic 1", "process 1 sh"]);
+        let after = survey(&["mount b", "kernel/panic 10"]);
+        assert_eq!(
+            after.changes_since(&before),
+            [
+                "+ kernel/panic 10",
+                "+ mount b",
+                "- interface lo",
+                "- kernel/panic 1"
+            ]
+        );
+        assert!(before.changes_since(&before).is_empty());
+    }
 }

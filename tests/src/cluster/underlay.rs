@@ -6,11 +6,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use fabric_node::{
-    lab::underlay::inside,
+    lab::{command, underlay::inside},
     sys::{
         netlink::{LinkSettings, Netlink, RouteSpec, enable_ipv6},
         netns::Netns,
@@ -26,6 +28,8 @@ const NETNS: &str = "/run/netns";
 const BRIDGE: &str = "br0";
 /// A machine's interface.
 pub const IFNAME: &str = "eth0";
+/// How long a machine may take to forget its neighbours.
+const FORGET_MAX: Duration = Duration::from_secs(10);
 /// Path MTU of the underlay (bytes): that of an ordinary Ethernet.
 const MTU: u32 = 1500;
 
@@ -54,8 +58,8 @@ impl Underlay {
         inside(&underlay.outside, || {
             let netlink = Netlink::connect()?;
             netlink.add_bridge(BRIDGE)?;
-            up(&netlink, BRIDGE)?;
             enable_ipv6(BRIDGE)?;
+            up(&netlink, BRIDGE, true)?;
             for network in ROUTER.networks()? {
                 netlink.add_address(index(&netlink, BRIDGE)?, network)?;
             }
@@ -90,6 +94,10 @@ impl Underlay {
         self.machines.push(name.to_owned());
         self.connect(name, machine, &path)
             .with_context(|| format!("cannot connect {name} to the underlay"))?;
+        let others = self.machines.iter().filter(|other| *other != name);
+        others
+            .map(|other| self.netns(other))
+            .try_for_each(|other| forget_neighbours(&other))?;
         Ok(path)
     }
 
@@ -133,16 +141,16 @@ impl Underlay {
             netlink.add_veth(name, IFNAME)?;
             netlink.move_to_netns(index(&netlink, IFNAME)?, &netns)?;
             netlink.set_master(index(&netlink, name)?, index(&netlink, BRIDGE)?)?;
-            up(&netlink, name)
+            up(&netlink, name, false)
         })?;
         inside(path, || {
             let netlink = Netlink::connect()?;
             enable_ipv6(IFNAME)?;
-            up(&netlink, IFNAME)?;
             let index = index(&netlink, IFNAME)?;
             for network in machine.networks()? {
                 netlink.add_address(index, network)?;
             }
+            up(&netlink, IFNAME, true)?;
             for gateway in ROUTER.addresses() {
                 let any: IpNet = if gateway.is_ipv4() {
                     "0.0.0.0/0"
@@ -184,6 +192,25 @@ fn make_netns(path: &Path) -> anyhow::Result<()> {
     })?
 }
 
+/// What a machine does when another one announces its addresses as it boots, and what this kernel does not do for IPv6
+/// before the bridge lets a new port send: otherwise packets go to the machine that had the addresses before, for ten
+/// seconds and more (RFC 4861 section 7.3.3).
+fn forget_neighbours(netns: &Path) -> anyhow::Result<()> {
+    let ip = command::find("ip").context("there is no program ip: install iproute2")?;
+    let answer = inside(netns, move || {
+        let mut forget = Command::new(ip);
+        forget.args(["neigh", "flush", "dev", IFNAME]);
+        command::run(forget, b"", FORGET_MAX)
+    })?;
+    ensure!(
+        answer.status.success(),
+        "ip neigh flush ended with {}: {}",
+        answer.status,
+        answer.last_line()
+    );
+    Ok(())
+}
+
 /// Lets the calling thread's namespace forward packets of both families.
 fn forward() -> anyhow::Result<()> {
     for file in [
@@ -195,10 +222,12 @@ fn forward() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn up(netlink: &Netlink, ifname: &str) -> anyhow::Result<()> {
+/// Who forwards packets of IPv6 asks for the next hop from its link-local address: a machine needs one, a port of the
+/// bridge does not.
+fn up(netlink: &Netlink, ifname: &str, link_local: bool) -> anyhow::Result<()> {
     let settings = LinkSettings {
         mtu: Some(MTU),
-        ipv6_addr_gen_none: true,
+        ipv6_addr_gen_none: !link_local,
         up: Some(true),
         ..LinkSettings::default()
     };

@@ -24,7 +24,7 @@ const READY_MAX: Duration = Duration::from_secs(120);
 /// One at a time: they measure times.
 static TURN: Mutex<()> = Mutex::new(());
 
-pub struct Cluster {
+pub(crate) struct Cluster {
     bin: PathBuf,
     dir: tempfile::TempDir,
     port: u16,
@@ -34,7 +34,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts an API server with the objects of `objects.yaml` and two Nodes.
-    pub fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let bin = env::var_os(BIN_VARIABLE)
             .map(PathBuf::from)
@@ -62,7 +62,7 @@ impl Cluster {
     }
 
     /// Starts the API server with what it had before.
-    pub fn resume(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn resume(&mut self) -> anyhow::Result<()> {
         let mut server = Command::new(self.bin.join("start-apiserver"))
             .arg(self.dir.path())
             .arg(self.port.to_string())
@@ -84,14 +84,14 @@ impl Cluster {
     }
 
     /// Ends the API server; its data stay.
-    pub fn pause(&mut self) {
+    pub(crate) fn pause(&mut self) {
         if let Some(mut server) = self.server.take() {
             let _ = Command::new("kill").arg(server.id().to_string()).status();
             let _ = server.wait();
         }
     }
 
-    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         self.kubectl_with(arguments, "")
     }
 
@@ -119,12 +119,12 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
     }
 
-    pub fn apply(&self, objects: &str) -> anyhow::Result<()> {
+    pub(crate) fn apply(&self, objects: &str) -> anyhow::Result<()> {
         self.kubectl_with(&["apply", "-f", "-"], objects).map(drop)
     }
 
     /// A Node with a FabricNode and a Pod of the DaemonSet on it.
-    pub fn add_node(&self, name: &str) -> anyhow::Result<()> {
+    pub(crate) fn add_node(&self, name: &str) -> anyhow::Result<()> {
         self.apply(&format!(
             "apiVersion: v1\nkind: Node\nmetadata: {{ name: {name} }}\n---\n{}---\n{}",
             format_args!(
@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     /// The file of a way to the API server as the ServiceAccount `account` of a Pod on `node`, or of no Pod.
-    pub fn kubeconfig(&self, account: &str, node: Option<&str>) -> anyhow::Result<PathBuf> {
+    pub(crate) fn kubeconfig(&self, account: &str, node: Option<&str>) -> anyhow::Result<PathBuf> {
         let mut arguments = vec!["create", "token", account, "-n", "fabric-system"];
         let bound = node.map(|node| format!("--bound-object-name={account}-{node}"));
         if let Some(bound) = &bound {
@@ -157,7 +157,11 @@ impl Cluster {
     }
 
     /// A client as such a ServiceAccount.
-    pub async fn client(&self, account: &str, node: Option<&str>) -> anyhow::Result<kube::Client> {
+    pub(crate) async fn client(
+        &self,
+        account: &str,
+        node: Option<&str>,
+    ) -> anyhow::Result<kube::Client> {
         let file = self.kubeconfig(account, node)?;
         let config = kube::config::Kubeconfig::read_from(file)?;
         let options = kube::config::KubeConfigOptions::default();
@@ -166,7 +170,7 @@ impl Cluster {
     }
 
     /// The way of a daemon on `runs_on` to certificates that it asks for as `node`.
-    pub async fn enrollment(
+    pub(crate) async fn enrollment(
         &self,
         runs_on: &str,
         node: &str,
@@ -177,7 +181,7 @@ impl Cluster {
     }
 
     /// Starts a signer; `more` are further arguments.
-    pub fn signer(&self, name: &str, more: &[&str]) -> anyhow::Result<Signer> {
+    pub(crate) fn signer(&self, name: &str, more: &[&str]) -> anyhow::Result<Signer> {
         let health = free_ports()?;
         let log = self.dir.path().join(format!("{name}.log"));
         let child = Command::new(bin_dir()?.join("fabric-node"))
@@ -197,7 +201,7 @@ impl Cluster {
     }
 
     /// Who holds the Lease, without what is random in its name.
-    pub fn leader(&self) -> anyhow::Result<String> {
+    pub(crate) fn leader(&self) -> anyhow::Result<String> {
         let holder = self.kubectl(&[
             "get",
             "lease",
@@ -218,7 +222,11 @@ impl Drop for Cluster {
     }
 }
 
-pub fn enrollment(client: kube::Client, node: &str, dir: &Path) -> anyhow::Result<Enrollment> {
+pub(crate) fn enrollment(
+    client: kube::Client,
+    node: &str,
+    dir: &Path,
+) -> anyhow::Result<Enrollment> {
     Ok(Enrollment::new(
         client,
         NodeId::new(node).map_err(anyhow::Error::msg)?,
@@ -230,32 +238,32 @@ pub fn enrollment(client: kube::Client, node: &str, dir: &Path) -> anyhow::Resul
 }
 
 /// A Pod of a ServiceAccount on a Node.
-pub fn pod(account: &str, node: &str) -> String {
+pub(crate) fn pod(account: &str, node: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {account}-{node}, namespace: fabric-system }}\nspec: {{ serviceAccountName: {account}, nodeName: {node}, containers: [{{ name: c, image: none }}] }}\n"
     )
 }
 
-pub struct Signer {
-    pub name: String,
+pub(crate) struct Signer {
+    pub(crate) name: String,
     child: Child,
     health: u16,
     log: PathBuf,
 }
 
 impl Signer {
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Ends it without a word.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Ends it in order.
-    pub fn stop(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
         Command::new("kill")
             .arg(self.child.id().to_string())
             .status()?;
@@ -265,7 +273,7 @@ impl Signer {
     }
 
     /// What it answers to a question about its health: the first line.
-    pub fn ask(&self, path: &str) -> anyhow::Result<String> {
+    pub(crate) fn ask(&self, path: &str) -> anyhow::Result<String> {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.health))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         write!(
@@ -277,7 +285,7 @@ impl Signer {
         Ok(line.trim().to_owned())
     }
 
-    pub fn wait_for_log(&self, words: &str, limit: Duration) -> anyhow::Result<()> {
+    pub(crate) fn wait_for_log(&self, words: &str, limit: Duration) -> anyhow::Result<()> {
         eventually(words, limit, || {
             if self.log().contains(words) {
                 return Ok(());

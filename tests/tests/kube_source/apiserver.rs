@@ -36,12 +36,13 @@ impl ApiServer {
     /// Starts both, and defines FabricNode.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let key = rcgen::KeyPair::generate()?.serialize_pem();
-        fs::write(dir.path().join("sa.key"), key)?;
+        let key = rcgen::KeyPair::generate()?;
+        fs::write(dir.path().join("sa.key"), key.serialize_pem())?;
+        fs::write(dir.path().join("sa.pub"), key.public_key_pem())?;
         let token = format!("{TOKEN},admin,admin,system:masters\n");
         fs::write(dir.path().join("tokens"), token)?;
         let ports = free_ports()?;
-        let server = Self {
+        let mut server = Self {
             etcd: start_etcd(dir.path(), ports)?,
             api: start_api(dir.path(), ports)?,
             ports,
@@ -113,9 +114,10 @@ impl ApiServer {
         Ok(path)
     }
 
-    async fn ready(&self) -> anyhow::Result<()> {
+    async fn ready(&mut self) -> anyhow::Result<()> {
         let end = Instant::now() + READY_MAX;
         loop {
+            let over = Instant::now() > end || self.api.try_wait()?.is_some();
             let answer = match self.client().await {
                 Ok(client) => {
                     let request = hyper::Request::get("/readyz").body(Vec::new())?;
@@ -125,7 +127,7 @@ impl ApiServer {
             };
             match answer {
                 Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > end => {
+                Err(error) if over => {
                     let log = fs::read_to_string(self.dir.path().join("apiserver.log"))?;
                     let tail: Vec<&str> = log.lines().rev().take(10).collect();
                     return Err(error).with_context(|| format!("not ready: {tail:#?}"));
@@ -211,7 +213,7 @@ fn start_api(dir: &Path, [port, etcd, _]: [u16; 3]) -> anyhow::Result<Child> {
         ])
         .arg(format!("--cert-dir={}", file("certs")))
         .arg(format!("--token-auth-file={}", file("tokens")))
-        .arg(format!("--service-account-key-file={}", file("sa.key")))
+        .arg(format!("--service-account-key-file={}", file("sa.pub")))
         .arg(format!(
             "--service-account-signing-key-file={}",
             file("sa.key")

@@ -26,6 +26,7 @@ const ADDRESS_CHARS_MAX: usize = 39;
 const CIDR_CHARS_MAX: usize = 43;
 
 /// What a node tells the others.
+#[allow(clippy::duplicated_attributes, reason = "each column has its own")]
 #[derive(
     CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema,
 )]

@@ -235,20 +235,37 @@ pub enum Step {
 pub struct Memory {
     last: BTreeMap<&'static str, (Write, Instant)>,
     corrections: u32,
-    /// This spec was seen in place: another one is somebody else's work.
-    in_place: Option<FabricNodeSpec>,
+    /// This spec, with this owner, was seen in place: another one is somebody else's work.
+    in_place: Option<(FabricNodeSpec, String)>,
     notes: BTreeMap<Note, Instant>,
     pending: Vec<Note>,
 }
 
 impl Memory {
-    /// Notes that a write was carried out.
-    pub fn done(&mut self, write: Write, now: Instant) {
+    /// Notes that a write was carried out for the node `name`.
+    pub fn done(&mut self, name: &str, write: Write, now: Instant) {
         if let Write::Event(note) = write {
             self.pending.retain(|pending| *pending != note);
             self.notes.retain(|_, told| now - *told < EVENT_INTERVAL);
             self.notes.insert(note, now);
             return;
+        }
+        if let Write::Spec(spec, uid) = &write
+            && (self.in_place.as_ref()).is_some_and(|it| it.0 == *spec && it.1 == *uid)
+        {
+            let last = self.last.get(write.what()).map(|(_, last)| *last);
+            if last.is_none_or(|last| now - last >= CORRECT_FORGET) {
+                self.corrections = 0;
+            }
+            self.corrections += 1;
+            let note = Note {
+                reason: "ForeignChangeReverted".to_owned(),
+                action: "Write",
+                note: format!(
+                    "FabricNode {name} was changed or deleted by somebody else and is put back: the daemon of Node {name} alone writes it"
+                ),
+            };
+            self.tell(note, now);
         }
         self.last.insert(write.what(), (write, now));
     }
@@ -317,49 +334,39 @@ impl Memory {
         let Some(wanted) = facts.wanted.as_ref().filter(|_| facts.listed) else {
             return Step::Rest;
         };
-        let write = Write::Spec(wanted.clone(), node.uid.clone());
-        let Some(shown) = &facts.shown else {
+        let shown = facts.shown.as_ref();
+        if shown.is_some_and(|shown| shown.own.deleting) {
+            return Step::Rest;
+        }
+        let wanted = (wanted.clone(), node.uid.clone());
+        if shown.is_some_and(|it| {
+            it.spec.as_ref() == Ok(&wanted.0) && it.own.owners.contains(&wanted.1)
+        }) {
+            self.in_place = Some(wanted);
+            return Step::Rest;
+        }
+        let is_foreign = self.in_place.as_ref() == Some(&wanted);
+        let write = Write::Spec(wanted.0, wanted.1);
+        if !is_foreign {
             return self.unless_shown(write, now);
-        };
-        if shown.own.deleting {
-            return Step::Rest;
         }
-        let is_owned = shown.own.owners.contains(&node.uid);
-        let is_right = shown.spec.as_ref() == Ok(wanted);
-        if is_right && is_owned {
-            self.in_place = Some(wanted.clone());
-            return Step::Rest;
+        let next = self
+            .last
+            .get(write.what())
+            .map(|(_, last)| match self.corrections {
+                0 => *last,
+                _ if now - *last >= CORRECT_FORGET => *last,
+                n => {
+                    *last
+                        + CORRECT_MIN
+                            .saturating_mul(1 << (n - 1).min(16))
+                            .min(CORRECT_MAX)
+                }
+            });
+        match next {
+            Some(next) if now < next => Step::Wait(next),
+            _ => Step::Write(write),
         }
-        let is_foreign = self.in_place.as_ref() == Some(wanted) && !is_right;
-        let last = self.last.get(write.what()).map(|(_, at)| *at);
-        if last.is_none_or(|at| now - at >= CORRECT_FORGET) {
-            self.corrections = 0;
-        }
-        if let Some(last) = last.filter(|_| self.corrections > 0) {
-            let factor = 1_u32 << (self.corrections - 1).min(16);
-            let next = last + CORRECT_MIN.saturating_mul(factor).min(CORRECT_MAX);
-            if now < next {
-                return Step::Wait(next);
-            }
-        } else if let Step::Wait(until) = self.unless_shown(write.clone(), now) {
-            // The first write is on its way to the watch.
-            if !is_foreign {
-                return Step::Wait(until);
-            }
-        }
-        if is_foreign {
-            self.corrections += 1;
-            let note = Note {
-                reason: "ForeignChangeReverted".to_owned(),
-                action: "Write",
-                note: format!(
-                    "FabricNode {0}: spec was changed by somebody else and is put back: it is written by the daemon of Node {0} alone",
-                    facts.name
-                ),
-            };
-            self.tell(note, now);
-        }
-        Step::Write(write)
     }
 
     fn status(&self, facts: &Facts, now: Instant, clock: Timestamp) -> Step {
@@ -388,11 +395,14 @@ impl Memory {
             wanted.type_ == "Ready" && find("Ready").is_none_or(|it| it.status != wanted.status)
         });
         let what = Write::Status(Vec::new()).what();
-        let next = self.last.get(what).map(|(last, at)| match last {
+        let next = self.last.get(what).map(|(last, at)| {
             // What was written and is not shown yet is not written again at once either.
-            Write::Status(last) if same_states(last, &wanted) => *at + STATUS_INTERVAL,
-            _ if flips => *at,
-            _ => *at + STATUS_INTERVAL,
+            let is_same = matches!(last, Write::Status(last) if same_states(last, &wanted));
+            if flips && !is_same {
+                *at
+            } else {
+                *at + STATUS_INTERVAL
+            }
         });
         match next {
             Some(next) if now < next => Step::Wait(next),

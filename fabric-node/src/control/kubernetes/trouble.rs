@@ -2,6 +2,10 @@
 //!
 //! Comes in: errors of the client. Goes out: one [`Trouble`] for each, which names what was asked for
 //! and what to do, and whose text is the same for the same cause. Never done here: trying again.
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the client has many errors that mean the same here"
+)]
 
 use std::{collections::BTreeMap, error::Error as StdError, fmt, time::Duration};
 

@@ -8,7 +8,12 @@
 //! be, from a new list. A connection that is silent for longer than bookmarks ever are is ended by the
 //! client ([`super::connector`]).
 
-use std::{collections::BTreeMap, fmt::Debug, pin::pin, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt as _;
 use kube::{
@@ -77,8 +82,9 @@ where
             let end = self.follow(streaming, &mut backoff, &changes).await;
             match end {
                 End::ReceiverGone => return,
-                End::Anew => streaming = true,
-                End::InPages => streaming = false,
+                End::Anew => {}
+                // What lists in neither way may do so in the other one later.
+                End::Otherwise => streaming = !streaming,
             }
         }
     }
@@ -101,11 +107,11 @@ where
                 match timeout(LIST_SILENCE_MAX, events.next()).await {
                     Ok(next) => next,
                     // An API server that does not know streamed lists may never end one.
-                    Err(_) if streaming => return End::InPages,
+                    Err(_) if streaming => return End::Otherwise,
                     Err(_) => {
                         let trouble = Trouble::of_silence(self.what, LIST_SILENCE_MAX);
                         return match self.fail(trouble, backoff, changes).await {
-                            Ok(()) => End::Anew,
+                            Ok(()) => End::Otherwise,
                             Err(gone) => gone,
                         };
                     }
@@ -116,7 +122,6 @@ where
                     Ok(next) => next,
                     Err(_) => {
                         failing = false;
-                        backoff.reset();
                         if changes.send(Change::Works.into()).await.is_err() {
                             return End::ReceiverGone;
                         }
@@ -147,11 +152,16 @@ where
                 Ok(Event::Delete(object)) => {
                     Change::Deleted(object.meta().name.clone().unwrap_or_default())
                 }
-                Err(error) if streaming && refuses_streaming(&error) => return End::InPages,
+                Err(error) if streaming && listed.is_some() && refuses_streaming(&error) => {
+                    tracing::debug!(%error, "a list cannot be streamed");
+                    return End::Otherwise;
+                }
                 Err(error) => {
                     let trouble = Trouble::of_watch(self.what, &error);
                     let anew = trouble.begin_anew;
+                    let in_pages = !streaming && listed.is_some();
                     match self.fail(trouble, backoff, changes).await {
+                        Ok(()) if in_pages => return End::Otherwise,
                         Ok(()) if anew => return End::Anew,
                         Ok(()) => {
                             failing = true;
@@ -162,7 +172,6 @@ where
                 }
             };
             failing = false;
-            backoff.reset();
             let works = changes.send(Change::Works.into()).await;
             if works.is_err() || changes.send(change.into()).await.is_err() {
                 return End::ReceiverGone;
@@ -177,7 +186,7 @@ where
         backoff: &mut Backoff,
         changes: &Sender<I>,
     ) -> Result<(), End> {
-        let wait = backoff.next(trouble.retry_after, random());
+        let wait = backoff.next(Instant::now(), trouble.retry_after, random());
         tracing::debug!(%trouble, ?wait, "a watch failed");
         let told = changes.send(Change::Failed(trouble).into()).await;
         told.map_err(|_| End::ReceiverGone)?;
@@ -204,13 +213,21 @@ where
 enum End {
     ReceiverGone,
     Anew,
-    InPages,
+    /// In the other way: in pages if it was streamed.
+    Otherwise,
 }
 
-/// An API server that has streamed lists turned off says that the request is not valid.
+/// An API server that cannot stream lists says that the request is not valid, or, where its etcd is
+/// older than 3.5, that a storage feature is missing (500).
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "only two of the errors are answers to the request"
+)]
 fn refuses_streaming(error: &watcher::Error) -> bool {
-    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else {
-        return false;
+    let code = match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code,
+        watcher::Error::WatchError(status) => status.code,
+        _ => return false,
     };
-    matches!(status.code, 400 | 422)
+    matches!(code, 400 | 422 | 500..)
 }

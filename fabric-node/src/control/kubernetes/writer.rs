@@ -70,17 +70,19 @@ impl Writer {
     /// Runs until the facts' sender or the receiver of the outcomes is gone.
     pub async fn run<I: From<Outcome>>(mut self, outcomes: Sender<I>) {
         let mut backoff = Backoff::new();
+        let mut failing: Option<&'static str> = None;
         loop {
             let facts = self.facts.borrow_and_update().clone();
             match self.memory.next(&facts, Instant::now(), Timestamp::now()) {
                 Step::Write(write) => {
+                    let what = write.what();
                     let outcome = self.attempt(&facts, write).await;
+                    failing = matches!(outcome, Outcome::Failed(_)).then_some(what);
                     let wait = match &outcome {
-                        Outcome::Failed(trouble) => backoff.next(trouble.retry_after, random()),
-                        Outcome::Written(_) => {
-                            backoff.reset();
-                            Duration::ZERO
+                        Outcome::Failed(trouble) => {
+                            backoff.next(Instant::now(), trouble.retry_after, random())
                         }
+                        Outcome::Written(_) => Duration::ZERO,
                     };
                     if outcomes.send(outcome.into()).await.is_err() {
                         return;
@@ -92,6 +94,12 @@ impl Writer {
                     () = sleep_until(until.into()) => {}
                 },
                 Step::Rest => {
+                    // What failed is no longer to be done: somebody else did it, or undid the reason.
+                    if let Some(what) = failing.take()
+                        && outcomes.send(Outcome::Written(what).into()).await.is_err()
+                    {
+                        return;
+                    }
                     if self.facts.changed().await.is_err() {
                         return;
                     }
@@ -106,7 +114,7 @@ impl Writer {
         let done = timeout(REQUEST_MAX, self.carry_out(facts, &write)).await;
         let trouble = match done {
             Ok(Ok(())) => {
-                self.memory.done(write, Instant::now());
+                self.memory.done(&self.name, write, Instant::now());
                 return Outcome::Written(what);
             }
             Ok(Err(error)) => Trouble::of_request(what, &error),

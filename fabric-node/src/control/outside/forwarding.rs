@@ -113,11 +113,12 @@ fn ipv6(netlink: &Netlink, sysctl: &Sysctl, ways_out: &BTreeSet<String>) -> anyh
             raised.push(link.name);
         }
     }
-    sysctl.set(&all, "1")?;
-    tracing::warn!(
-        accept_ra = ?raised,
-        "this host forwards IPv6 on all interfaces from now on; those named go on accepting router advertisements (accept_ra = 2)"
-    );
+    if sysctl.set(&all, "1")? {
+        tracing::warn!(
+            accept_ra = ?raised,
+            "this host forwards IPv6 on all interfaces from now on; those named go on accepting router advertisements (accept_ra = 2)"
+        );
+    }
     Ok(())
 }
 

@@ -29,28 +29,24 @@ pub const USAGES: [&str; 3] = ["digital signature", "client auth", "server auth"
 /// What the API server, or the way to it, said, in one line.
 #[must_use]
 pub fn api_reason(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => {
-            let reason = if status.reason.is_empty() {
-                String::new()
-            } else {
-                format!(" {}", status.reason)
-            };
-            format!("{}{reason}: {}", status.code, status.message)
-        }
-        other => {
-            let mut text = other.to_string();
-            let mut cause = std::error::Error::source(other);
-            while let Some(deeper) = cause {
-                let words = deeper.to_string();
-                if !text.contains(&words) {
-                    text = format!("{text}: {words}");
-                }
-                cause = deeper.source();
-            }
-            text
-        }
+    if let kube::Error::Api(status) = error {
+        let reason = if status.reason.is_empty() {
+            String::new()
+        } else {
+            format!(" {}", status.reason)
+        };
+        return format!("{}{reason}: {}", status.code, status.message);
     }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(deeper) = cause {
+        let words = deeper.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = deeper.source();
+    }
+    text
 }
 
 /// Whether the API server said so with this code.

@@ -125,7 +125,7 @@ pub enum RequestError {
         /// Where the CA was read.
         namespace: String,
         /// What is wrong.
-        source: IdentityError,
+        source: Box<IdentityError>,
     },
 }
 
@@ -135,7 +135,7 @@ impl RequestError {
         match self {
             Self::Refused { .. } | Self::OtherName { .. } => true,
             // A clock that is behind will catch up, or be set; anything else stays wrong.
-            Self::Unusable { source, .. } => !matches!(source, IdentityError::NotYetValid { .. }),
+            Self::Unusable { source, .. } => !matches!(**source, IdentityError::NotYetValid { .. }),
             Self::Folder(_)
             | Self::Api { .. }
             | Self::Waiting { .. }
@@ -195,7 +195,7 @@ impl Requester {
         let identity = load(generation).map_err(|source| RequestError::Unusable {
             name: name.to_owned(),
             namespace: self.namespace.clone(),
-            source,
+            source: Box::new(source),
         })?;
         let found = SpiffeId {
             trust_domain: identity.trust_domain().clone(),

@@ -31,6 +31,9 @@ struct Case {
     wrap: fn(String) -> String,
 }
 
+/// The reason, words of the message, what is changed.
+type Row = (&'static str, &'static str, fn(&mut Case));
+
 fn uri(uri: &str) -> SanType {
     SanType::URI(uri.try_into().unwrap())
 }
@@ -121,7 +124,7 @@ fn what_a_node_asks_for_is_approved() {
 /// Whatever is not a node's own request is denied with a reason that names what is wrong.
 #[test]
 fn everything_else_is_denied() {
-    let table: [(&str, &str, fn(&mut Case)); 42] = [
+    let table: [Row; 42] = [
         ("OtherSigner", "fabric.dev/node", |c| {
             c.spec.signer_name = "kubernetes.io/kubelet-serving".into()
         }),

@@ -70,7 +70,7 @@ const NAME_BYTES: usize = 16;
 #[must_use]
 pub fn replace(table: &Table<'_>) -> (Vec<u8>, usize) {
     batch(|writer| {
-        clear(writer);
+        clear(writer, 0);
         named(writer, NEWTABLE, CREATE, |_| {});
         chain(writer, FORGED, ("filter", HOOK_PREROUTING, FORGED_PRIORITY));
         for range in table.ranges {
@@ -93,29 +93,29 @@ pub fn replace(table: &Table<'_>) -> (Vec<u8>, usize) {
                 });
             }
         }
+        // It is there already: the message asks for the acknowledgement.
+        named(writer, NEWTABLE, CREATE | ACK, |_| {});
     })
 }
 
 /// The batch after which there is no table, whether there was one or not.
 #[must_use]
 pub fn remove() -> (Vec<u8>, usize) {
-    batch(clear)
+    batch(|writer| clear(writer, ACK))
 }
 
 fn batch(body: impl FnOnce(&mut Writer)) -> (Vec<u8>, usize) {
     let mut writer = Writer::default();
     writer.message(BATCH_BEGIN, REQUEST, (0, SUBSYSTEM), |_| {});
     body(&mut writer);
-    // An empty table is made and taken away for the acknowledgement of the whole batch.
-    named(&mut writer, NEWTABLE, CREATE | ACK, |_| {});
     writer.message(BATCH_END, REQUEST, (0, SUBSYSTEM), |_| {});
     (writer.finish(), 1)
 }
 
 /// A table that is not there cannot be deleted: it is made first, which changes nothing if it is there.
-fn clear(writer: &mut Writer) {
+fn clear(writer: &mut Writer, flags: u16) {
     named(writer, NEWTABLE, CREATE, |_| {});
-    named(writer, DELTABLE, 0, |_| {});
+    named(writer, DELTABLE, flags, |_| {});
 }
 
 /// A message about the table, or about what is in it: attribute 1 is the table's name for all of them.

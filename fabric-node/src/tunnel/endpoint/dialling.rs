@@ -20,7 +20,7 @@ use crate::{
 impl Endpoint {
     /// Begins every attempt that is due.
     pub fn dial(&mut self, now: Instant) {
-        self.follow_identity();
+        self.follow_identity(now);
         let context = &self.context;
         let locals: Vec<SocketAddr> = self.sockets.iter().map(UnderlaySocket::local).collect();
         let mut due = Vec::new();

@@ -110,7 +110,7 @@ enum Renew {
 
 impl Endpoint {
     /// Begins new connections with another identity, if it has been replaced.
-    pub(super) fn follow_identity(&mut self) {
+    pub(super) fn follow_identity(&mut self, now: Instant) {
         let current = self.context.identity.current();
         if Arc::ptr_eq(&current, &self.identity) {
             return;
@@ -119,7 +119,7 @@ impl Endpoint {
             Ok(configs) => {
                 self.server_configs = configs;
                 self.identity = current;
-                self.review_due = Instant::now();
+                self.review_due = now;
             }
             // As at the start; what was accepted there is accepted here.
             Err(error) => tracing::error!(%error, "a new identity cannot be used"),
@@ -135,7 +135,7 @@ impl Endpoint {
     /// Looks at every connection: ends it, asks for another in its place, or lets it be. O(places of
     /// connections).
     pub(super) fn review(&mut self, now: Instant) {
-        self.follow_identity();
+        self.follow_identity(now);
         self.review_due = now + REVIEW_INTERVAL;
         let wall_ms = (self.wall_ms)(now);
         let mut spaced = now;

@@ -172,7 +172,7 @@ fn a_bad_field_leaves_out_its_object() {
             "/identity/keys/0/sha256",
             json!("AA"),
             "spec.identity.keys[0].sha256",
-            "64 hexadecimal",
+            "64 digits",
         ),
         ("/identity", json!("none"), "spec", "invalid type"),
         (

@@ -67,7 +67,7 @@ fn write(memory: &mut Memory, facts: &Facts, now: Instant) -> Option<Write> {
     let Step::Write(write) = memory.next(facts, now, clock()) else {
         return None;
     };
-    memory.done(write.clone(), now);
+    memory.done("worker-a", write.clone(), now);
     Some(write)
 }
 
@@ -102,7 +102,8 @@ fn the_spec_is_what_the_node_says() {
 /// What a Node lacks is named, with the cure.
 #[test]
 fn what_a_node_lacks_is_named() {
-    let cases: [(&str, &str, fn(&mut OwnNode)); 4] = [
+    type Spoil = fn(&mut OwnNode);
+    let cases: [(&str, &str, Spoil); 4] = [
         ("PodCIDRsMissing", "--allocate-node-cidrs", |node| {
             node.pod_cidrs.clear()
         }),
@@ -262,7 +263,7 @@ fn the_status_is_written_sparingly() {
         "Ready has not changed"
     );
     assert_eq!(written[0].observed_generation, Some(3));
-    memory.done(first, now);
+    memory.done("worker-a", first, now);
     facts.health.as_mut().unwrap().message = "another word".to_owned();
     assert_eq!(
         memory.next(&facts, now, later),

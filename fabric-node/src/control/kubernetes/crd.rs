@@ -1,7 +1,7 @@
 //! The custom resource `FabricNode`: what each node tells the others through the API server.
 //!
 //! One object per Node, of the same name, owned by it, written by the node's own daemon alone. The
-//! schema refuses what no node could use; [`super::convert`] checks everything again.
+//! schema refuses what no node could use; [`mod@super::convert`] checks everything again.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, CustomResourceExt as _};

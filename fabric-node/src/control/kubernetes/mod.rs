@@ -8,7 +8,7 @@
 //! | [`client`], [`connector`], [`candidates`] | the way to an API server, without its ClusterIP |
 //! | [`watch`], [`pruned`] | one watch of one kind of object; the objects cut down |
 //! | [`roster`] | which FabricNodes count, after losses and outages too |
-//! | [`convert`] | FabricNodes to a state, with a finding for each that is left out |
+//! | [`mod@convert`] | FabricNodes to a state, with a finding for each that is left out |
 //! | [`own`], [`writer`] | this node's FabricNode and Node: what to write, and writing it |
 //! | [`trouble`], [`backoff`] | what is wrong, said once; when to try again |
 //! | [`crd`] | the resource's types and schema |

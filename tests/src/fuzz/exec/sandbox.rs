@@ -19,6 +19,8 @@ const SCRIPT: &str = r#"
 set -euo pipefail
 root=$1 fuzz=$2 plugin=$3 corpus=$4 findings=$5
 shift 5
+# First of all: without it a process here would find others by its number, of the machine itself.
+mount -t proc proc /proc
 mount -t tmpfs -o size=512m,mode=755 fuzz "$root"
 mkdir -p "$root"/{bin,proc,tmp,dev,calls,findings,netns,run,var/lib} "$root$corpus"
 cp "$fuzz" "$root/bin/fuzz"
@@ -33,6 +35,7 @@ mount -t proc proc "$root/proc"
 mknod "$root/dev/null" c 1 3
 touch "$root/netns/lo"
 unshare --net="$root/netns/lo" true
+[[ $(nsenter --net="$root/netns/lo" ip -o link | wc -l) == 1 ]] || { echo "no namespace of its own was made" >&2; exit 1; }
 mount --bind "$findings" "$root/findings"
 exec chroot "$root" /bin/fuzz "$@"
 "#;

@@ -99,7 +99,7 @@ fn the_page_runs_as_written() -> anyhow::Result<()> {
 #[test]
 fn the_page_names_the_versions() -> anyhow::Result<()> {
     let page = fs::read_to_string(workspace().join(PAGE))?;
-    for tool in Tool::ALL {
+    for tool in [Tool::Cnitool, Tool::Crictl, Tool::Critest] {
         let version = tool.version()?;
         let row = page
             .lines()
